@@ -120,10 +120,10 @@ pub mod rootfs {
 /// [`Template::save_to`] write them, [`Vm::restore`] and [`Template::load`] use them.
 pub mod snapshot {
     pub use crate::snapshot_files::{
-        HostFacts, MachineFacts, ManifestError, MemoryFileError, ParentFacts, SnapshotFileError, SnapshotId,
-        StateFileError,
+        DiskFileError, HostFacts, MachineFacts, ManifestError, MemoryFileError, ParentFacts,
+        SnapshotFileError, SnapshotId, StateFileError,
     };
-    pub use crate::vm::{SnapshotInfo, check, check_free, info, merge};
+    pub use crate::vm::{RecordedDevice, SnapshotInfo, check, check_free, info, merge};
 }
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].
@@ -144,7 +144,7 @@ pub use cpu::CpuError;
 pub use kvm::{KvmError, StateError as VcpuStateError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
-pub use virtio::VirtioError;
+pub use virtio::{DeviceInfo, RepointError, VirtioError};
 pub use vm::outcome::{Ending, Outcome};
 pub use vm::{
     BuildError, Event, Fork, Grace, GuestTime, PlatformError, RegistersError, Restore, SnapshotError,

@@ -337,22 +337,6 @@ fn forks_share_a_read_only_disk_which_stays_locked_as_long_as_any() {
     writer().unwrap();
 }
 
-#[test]
-fn disk_that_its_guest_writes_to_is_refused_before_anything_stops() {
-    needs_kvm!();
-    let path = disk("forked-writable.img");
-    let mut guest = Guest::start("disk-cell", |config| {
-        config.rng = true;
-        config.disks.push(DiskConfig::new(&path));
-    });
-    let error = guest.vm.freeze().unwrap_err().to_string();
-    assert!(error.contains("forked-writable.img") && error.contains("read-only"), "{error}");
-    guest.write(b"x");
-    assert_eq!(guest.sectors(), ('G', 'x'));
-    guest.write(b"q");
-    guest.ends();
-}
-
 /// A disk is frozen while it works on 256 requests. Each is done once, in every fork.
 #[test]
 fn backlog_of_a_disk_goes_on_in_forks() {

@@ -123,8 +123,9 @@ fn snapshot_is_replaced_while_others_read_it_and_machines_run_from_it() {
     needs_kvm!();
     let path = common::fresh_path("replaced");
     let vm = builder("counter").cpus(2).console_piped().start().unwrap();
-    let counter = Counter::of(vm);
+    let mut counter = Counter::of(vm);
     counter.vm.snapshot_to(&path).unwrap();
+    let after_first = counter.count();
     let mut early = Counter::restore(&path);
     let begun = early.count();
     let is_done = AtomicBool::new(false);
@@ -149,7 +150,7 @@ fn snapshot_is_replaced_while_others_read_it_and_machines_run_from_it() {
     });
     // The memory of the first snapshot is still there for those who began with it.
     let mut late = Counter::restore(&path);
-    assert!(early.count() > begun && late.count() > begun);
+    assert!(early.count() > begun && late.count() > after_first);
     [counter, early, late].into_iter().for_each(Counter::end);
 }
 
@@ -286,9 +287,7 @@ fn machine_whose_snapshot_fails_says_why_and_runs_on() {
     assert!(counter.vm.handle().pause());
     assert!(matches!(counter.vm.snapshot_to(top.join("new")), Err(SnapshotError::Paused)));
     counter.vm.handle().resume();
-    let vm = builder("halt").rng(true).start().unwrap();
-    let error = vm.snapshot_to(top.join("new")).unwrap_err();
-    assert!(error.to_string().contains("the device rng"), "{error}");
+    let vm = builder("halt").start().unwrap();
     assert_eq!(names(&top), ["file", "link", "mine"]);
     // An empty folder is a place for a snapshot.
     fs::create_dir(top.join("empty")).unwrap();

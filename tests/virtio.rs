@@ -105,7 +105,7 @@ fn what_is_no_disk_is_refused_before_the_guest_runs() {
     let path = disk("twice.img", 8);
     let mut command = with_disk("poweroff", &format!("{},id=a", path.display()));
     command.args(["--disk", &format!("{},id=a", disk("other.img", 8).display())]);
-    finish(&mut command).expect(125, "--disk: two disks have the id a");
+    finish(&mut command).expect(125, "it has the id a, which another device (--disk");
     let mut command = with_disk("poweroff", path.to_str().unwrap());
     finish(command.arg("--disk").arg(&path)).expect(125, "twice.img: another program, or another disk");
 }

@@ -13,17 +13,8 @@ use coracle_devices::virtio::testing::{BUFFERS, Buffer, Machine};
 /// data (16 bits), flags of a range (32 bits), sector (64 bits).
 pub fn virtio_block(data: &[u8]) {
     let Some((&choice, requests)) = data.split_first() else { return };
-    let disk = Arc::new(Disk { blocks: Mutex::new(vec![0; CAPACITY]), is_read_only: choice & 1 == 1 });
-    let settings = BlockSettings {
-        poll: Poll::DEFAULT,
-        name: "disk".into(),
-        id: "fuzz".into(),
-        queues: 1,
-        engine: Engine::Sync,
-        backend: Box::new(Shared(disk.clone())),
-        faults: Arc::new(Faults { holds: choice & 2 == 2 }),
-    };
-    let machine = Machine::new(Arc::new(Block::new(settings)));
+    let (disk, block) = make(choice & 1 == 1, choice & 2 == 2, 1);
+    let machine = Machine::new(block);
     let mut rings = machine.start(0);
     for request in requests.chunks_exact(16).take(MAX_REQUESTS) {
         let (&[kind, frame, low, high, ref flags @ ..], sector) = request.split_at(8) else { return };
@@ -44,6 +35,26 @@ pub fn virtio_block(data: &[u8]) {
     }
     let is_zero = disk.blocks.lock().unwrap().iter().all(|byte| *byte == 0);
     assert!(is_zero || !disk.is_read_only, "a read-only disk was written");
+}
+
+/// A disk, and the device in front of it.
+fn make(is_read_only: bool, holds: bool, queues: u16) -> (Arc<Disk>, Arc<Block>) {
+    let disk = Arc::new(Disk { blocks: Mutex::new(vec![0; CAPACITY]), is_read_only });
+    let settings = BlockSettings {
+        poll: Poll::DEFAULT,
+        name: "disk".into(),
+        id: "fuzz".into(),
+        queues,
+        engine: Engine::Sync,
+        backend: Box::new(Shared(disk.clone())),
+        faults: Arc::new(Faults { holds }),
+    };
+    (disk, Arc::new(Block::new(settings)))
+}
+
+/// Returns a disk with two queues for other targets.
+pub(crate) fn block(is_read_only: bool) -> Arc<Block> {
+    make(is_read_only, false, 2).1
 }
 
 /// A request cut in one of several ways; the data of both directions follows the header in RAM.

@@ -1,15 +1,22 @@
 //! Saved states of devices that somebody else has written. A device refuses one, or is in a state that it
 //! could have had, and works.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use coracle_devices::backend::net::Stream;
 use coracle_devices::state::SavedState;
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
+use coracle_devices::virtio::net::{MacAddress, Net, NetSettings};
+use coracle_devices::virtio::poll::Poll;
 use coracle_devices::virtio::rng::Rng;
 use coracle_devices::virtio::state::SavedDevice;
 use coracle_devices::virtio::testing::{HIGH_RAM_LEN, LOW_RAM_LEN, Machine};
+use coracle_devices::virtio::vsock::Vsock;
+
+use super::virtio_block;
 
 /// `data` is the device, the number of bytes of its transport's state (16 bits), these bytes, and those of
 /// the device itself.
@@ -38,12 +45,24 @@ pub fn virtio_state(data: &[u8]) {
 }
 
 fn make(which: u8) -> Arc<dyn VirtioDevice> {
-    match which % 4 {
+    match which % 8 {
         0 => Arc::new(Rng),
         1 => Arc::new(Balloon::new(LOW_RAM_LEN + HIGH_RAM_LEN)),
         2 => Arc::new(Console::new(Arc::new(ConsolePort::new().unwrap()))),
-        _ => Arc::new(Console::stream_only(Arc::new(StreamPort::new("port").unwrap())).unwrap()),
+        3 => Arc::new(Console::stream_only(Arc::new(StreamPort::new("port").unwrap())).unwrap()),
+        4 => Arc::new(net()),
+        5 => Arc::new(Vsock::new(3, None).unwrap()),
+        writes => virtio_block::block(writes == 6),
     }
+}
+
+/// A card whose other end is gone at once.
+fn net() -> Net {
+    let (ours, _) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
+    let settings = NetSettings { name: "net".into(), mac, mtu: None, poll: Poll::DEFAULT };
+    Net::new(settings, Box::new(Stream::new(ours)))
 }
 
 fn saved(bytes: &[u8]) -> SavedState {

@@ -61,6 +61,7 @@ global_asm!(concat!(
     include_str!("asm/net_bench.s"),
     include_str!("asm/balloon.s"),
     include_str!("asm/vsock.s"),
+    include_str!("asm/continued.s"),
     include_str!("asm/vsock_bench.s"),
     include_str!("asm/vsock_pairs.s"),
     include_str!("asm/virtio_console.s"),
@@ -235,6 +236,10 @@ payloads! {
         "asks for connections to port 80 of the host and resets each, forever";
     "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end
         "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
+    "net-answers" Zero payload_net_answers..payload_net_answers_end
+        "asks the host for an address by a network card until a `q`, and prints the count of answers; exits with 0";
+    "vsock-again" Three payload_vsock_again..payload_vsock_again_end
+        "as virtio-vsock, and connects again when it is refused or hears that its connections are gone";
     "virtio-console" Three payload_virtio_console..payload_virtio_console_end
         "opens a console's port after a while, then sends back what is typed; exits with 0 after a `q`";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end

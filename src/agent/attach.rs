@@ -154,7 +154,7 @@ mod tests {
         let with_agent = prepared(&config);
         assert_eq!(with_agent.cmdline, "quiet coracle.agent=vsock:1024 coracle.init=agent");
         assert_eq!(with_agent.vsock, Some(VsockConfig::default()));
-        let own = VsockConfig { cid: 9, uds: None };
+        let own = VsockConfig { cid: 9, ..VsockConfig::default() };
         config.vsock = Some(own.clone());
         assert_eq!(prepared(&config).vsock, Some(own));
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use coracle_devices::virtio::poll::Poll;
 
-use super::keyed::{Key, Keyed, Kind, with_words};
+use super::keyed::{ID, Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
 use super::setting::{setting, text};
-use super::words::{Word, path_and_words};
-use super::{ConfigError, duration};
+use super::words::{Word, escaped, path_and_words};
+use super::{ConfigError, DeviceId, duration};
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +27,10 @@ pub struct DiskConfig {
     pub poll: Duration,
     /// The number of request queues, from 1 to 16.
     pub queues: u16,
-    /// The serial number that the guest sees.
-    pub id: Option<DiskId>,
+    /// The id; `None` for `disk0`, `disk1` and so on.
+    pub id: Option<DeviceId>,
+    /// The serial number that the guest sees; `None` for the id, if that is set and not too long.
+    pub serial: Option<DiskSerial>,
     /// The action for requests that the host cannot carry out.
     pub on_error: DiskErrorPolicy,
 }
@@ -74,7 +76,7 @@ pub enum DiskErrorPolicy {
 
 /// A disk's serial number: 1 to 20 printable ASCII characters, without blanks and commas.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct DiskId(String);
+pub struct DiskSerial(String);
 
 impl DiskConfig {
     /// Creates the configuration of a raw image that is read and written.
@@ -86,28 +88,68 @@ impl DiskConfig {
             poll: Poll::DEFAULT,
             queues: 1,
             id: None,
+            serial: None,
             on_error: DiskErrorPolicy::default(),
         }
     }
 }
 
-impl DiskId {
+impl DiskConfig {
+    /// Returns the serial number that the guest sees; empty for none.
+    pub(crate) fn shown_serial(&self) -> &str {
+        let id = self.id.as_ref().map(DeviceId::as_str).filter(|id| id.len() <= MAX_SERIAL);
+        self.serial.as_ref().map(DiskSerial::as_str).or(id).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for DiskConfig {
+    /// Writes the form that is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, access, engine, poll, queues, id, serial, on_error } = self;
+        write!(f, "path={}", escaped(&path.to_string_lossy()))?;
+        match access {
+            DiskAccess::ReadWrite => {}
+            DiskAccess::ReadOnly => f.write_str(",ro")?,
+            DiskAccess::Overlay { max_bytes: None } => f.write_str(",cow")?,
+            DiskAccess::Overlay { max_bytes: Some(bytes) } => {
+                write!(f, ",cow-size={}K", bytes.div_ceil(1024))?;
+            }
+        }
+        if *engine == DiskEngine::IoUring {
+            f.write_str(",engine=io_uring")?;
+        }
+        duration::write_poll(*poll, f)?;
+        if *queues != 1 {
+            write!(f, ",queues={queues}")?;
+        }
+        if let Some(id) = id {
+            write!(f, ",id={id}")?;
+        }
+        if let Some(serial) = serial {
+            write!(f, ",serial={}", escaped(serial.as_str()))?;
+        }
+        if *on_error == DiskErrorPolicy::Pause { f.write_str(",on-error=pause") } else { Ok(()) }
+    }
+}
+
+impl DiskSerial {
     /// Returns the serial number as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-impl FromStr for DiskId {
+impl FromStr for DiskSerial {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let is_good = (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        is_good.then(|| DiskId(text.into())).ok_or_else(|| ConfigError::DiskId { text: text.into() })
+        let is_good =
+            (1..=MAX_SERIAL).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        is_good.then(|| DiskSerial(text.into())).ok_or_else(|| ConfigError::DiskSerial { text: text.into() })
     }
 }
 
-impl fmt::Display for DiskId {
+impl fmt::Display for DiskSerial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -159,10 +201,12 @@ impl Keyed for DiskConfig {
                     a number is in microseconds",
         },
         Key { name: "queues", kind: Kind::Number, about: "Number of request queues, from 1 to 16" },
+        ID,
         Key {
-            name: "id",
+            name: "serial",
             kind: Kind::Text,
-            about: "Serial number of the disk in the guest: 1 to 20 printable ASCII characters, without blanks",
+            about: "Serial number of the disk in the guest: 1 to 20 printable ASCII characters, without blanks; by \
+                    default its `id`, if that is set and not longer",
         },
         Key {
             name: "on-error",
@@ -202,10 +246,10 @@ impl Keyed for DiskConfig {
             ("queues", Some(count)) => {
                 disk.queues = count.parse().ok().filter(|count| (1..=MAX_QUEUES).contains(count))?;
             }
-            ("id", Some(id)) => match id.parse() {
-                Ok(id) => disk.id = Some(id),
-                Err(error) => return Some(Err(error)),
-            },
+            ("id", Some(id)) => return Some(id.parse().map(|id| disk.id = Some(id))),
+            ("serial", Some(serial)) => {
+                return Some(serial.parse().map(|serial| disk.serial = Some(serial)));
+            }
             ("on-error", Some("report")) => disk.on_error = DiskErrorPolicy::Report,
             ("on-error", Some("pause")) => disk.on_error = DiskErrorPolicy::Pause,
             _ => return None,
@@ -223,7 +267,7 @@ impl Keyed for DiskConfig {
 }
 
 /// The maximum length of a device ID string (virtio 1.2, 5.2.6).
-const MAX_ID: usize = 20;
+const MAX_SERIAL: usize = 20;
 const MAX_QUEUES: u16 = 16;
 
 #[cfg(test)]
@@ -249,12 +293,13 @@ mod tests {
 
     #[test]
     fn every_word_is_read_in_any_order() {
-        let config = disk("path=/a/b,id=data-1,queues=4,engine=sync,on-error=pause,ro").unwrap();
+        let config = disk("path=/a/b,id=data-1,serial=A.1,queues=4,engine=sync,on-error=pause,ro").unwrap();
         let expected = DiskConfig {
             access: DiskAccess::ReadOnly,
             engine: DiskEngine::Sync,
             queues: 4,
             id: Some("data-1".parse().unwrap()),
+            serial: Some("A.1".parse().unwrap()),
             on_error: DiskErrorPolicy::Pause,
             ..DiskConfig::new("/a/b")
         };
@@ -275,6 +320,18 @@ mod tests {
                 Duration::from_micros(micros),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn configuration_is_written_as_it_is_read() {
+        for text in [
+            "path=a",
+            "path=a,,b,ro,engine=io_uring",
+            "path=a,cow,poll=off,id=x",
+            "path=a,cow-size=65536K,poll=50us,queues=4,id=x,serial=a,,b,on-error=pause",
+        ] {
+            assert_eq!(disk(text).unwrap().to_string(), text);
         }
     }
 
@@ -302,14 +359,20 @@ mod tests {
         for word in words {
             assert_eq!(disk(&format!("a,{word}")), Err(ConfigError::DiskWord { word: word.into() }));
         }
-        for text in ["a,ro,cow", "a,cow,ro", "a,ro,cow-size=1M", "a,ro,ro", "a,id=x,id=y"] {
+        for text in
+            ["a,ro,cow", "a,cow,ro", "a,ro,cow-size=1M", "a,ro,ro", "a,id=x,id=y", "a,serial=x,serial=y"]
+        {
             assert!(disk(text).is_err(), "{text}");
         }
         for text in ["", "path=", ",ro", "file=a.img", "file=a.img,ro"] {
             assert!(matches!(disk(text), Err(ConfigError::DiskPath { .. })), "{text}");
         }
         for id in ["", "a b", "123456789012345678901", "\u{e9}"] {
-            assert!(matches!(disk(&format!("a,id={id}")), Err(ConfigError::DiskId { .. })), "{id:?}");
+            let serial = disk(&format!("a,serial={id}"));
+            assert!(matches!(serial, Err(ConfigError::DiskSerial { .. })), "{id:?}");
+        }
+        for id in ["", "A", "a b", "a.b"] {
+            assert!(matches!(disk(&format!("a,id={id}")), Err(ConfigError::DeviceId { .. })), "{id:?}");
         }
         for size in ["0", "", "M", "-1M", "1X", "1.5G", "99999999999T"] {
             assert!(

@@ -1,5 +1,6 @@
 //! Durations as a person writes them.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -109,6 +110,15 @@ pub(super) fn poll(text: &str) -> Option<Duration> {
     let digits = text.strip_suffix("us").unwrap_or(text);
     let time = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
     time.map(Duration::from_micros).filter(|time| (FIRST_POLL..=Poll::MAX).contains(time))
+}
+
+/// Writes `,poll=` with what [`poll`] parses, unless it is the default.
+pub(super) fn write_poll(time: Duration, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match time.as_micros() {
+        _ if time == Poll::DEFAULT => Ok(()),
+        0 => f.write_str(",poll=off"),
+        micros => write!(f, ",poll={micros}us"),
+    }
 }
 
 const LONGEST_SECONDS: f64 = 1e9;

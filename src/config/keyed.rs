@@ -24,6 +24,13 @@ pub(super) struct Key {
     pub about: &'static str,
 }
 
+/// The key of the id of a device.
+pub(super) const ID: Key = Key {
+    name: "id",
+    kind: Kind::Text,
+    about: "Id of the device in snapshots and forks: 1 to 32 characters out of a to z, 0 to 9, _ and -",
+};
+
 /// The JSON values that a key accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -289,8 +296,8 @@ mod tests {
             ),
             (r#"{"path": "a", "ro": false, "cow_size": 64, "id": null}"#, "a,cow-size=64"),
             (
-                r#"{"path": "a", "engine": "io_uring", "poll": 50, "queues": 4, "id": "x,y"}"#,
-                "a,engine=io_uring,poll=50us,queues=4,id=x,,y",
+                r#"{"path": "a", "engine": "io_uring", "poll": 50, "queues": 4, "serial": "x,y"}"#,
+                "a,engine=io_uring,poll=50us,queues=4,serial=x,,y",
             ),
         ] {
             assert_eq!(disks(object), [text.parse::<DiskConfig>().unwrap()], "{object}");
@@ -327,7 +334,10 @@ mod tests {
                 r#"{"disks": [{"path": "b", "cow-size": 1}]}"#,
                 "1: disks[0].cow-size: there is no such field; did you mean `cow_size`?",
             ),
-            (r#"{"vsock": {"port": 3}}"#, "1: vsock.port: there is no such field; there are `uds`, `cid`"),
+            (
+                r#"{"vsock": {"port": 3}}"#,
+                "1: vsock.port: there is no such field; there are `uds`, `cid`, `id`",
+            ),
             (r#"{"disks": [{"ro": true}]}"#, "1: disks[0]: the object lacks `path`"),
             (r#"{"nets": [{"mtu": 9000}]}"#, "1: nets[0]: the object lacks `tap` or `fd` or `socket`"),
             (

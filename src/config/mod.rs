@@ -8,6 +8,7 @@ mod console;
 mod cpu;
 mod cpu_affinity;
 mod cpu_quota;
+mod device_id;
 mod disk;
 mod duration;
 mod file;
@@ -41,7 +42,8 @@ pub use console::ConsoleDevice;
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use cpu_quota::CpuQuota;
-pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
+pub use device_id::DeviceId;
+pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskSerial};
 pub(crate) use duration::milliseconds;
 pub use duration::{Timeout, parse_duration};
 #[doc(hidden)]
@@ -138,8 +140,8 @@ pub enum ConfigError {
     /// An option of a disk is unknown or contradicts another.
     #[error(
         "`{word}` does not go with a disk, or not with what is before it: {}there are ro, cow, cow-size=SIZE, \
-         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and \
-         on-error=pause, each once; \
+         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=ID, serial=TEXT, \
+         on-error=report and on-error=pause, each once; \
          a comma in the path is written `,,`",
         keyed::meant::<DiskConfig>(word)
     )]
@@ -148,8 +150,14 @@ pub enum ConfigError {
         word: String,
     },
     /// The text is not a serial number of a disk.
-    #[error("`{text}` is not a disk id: write 1 to 20 printable ASCII characters without blanks")]
-    DiskId {
+    #[error("`{text}` is not a serial number: write 1 to 20 printable ASCII characters without blanks")]
+    DiskSerial {
+        /// The rejected text.
+        text: String,
+    },
+    /// The text is not the id of a device.
+    #[error("`{text}` is not an id: write 1 to 32 characters out of a to z, 0 to 9, `_` and `-`")]
+    DeviceId {
         /// The rejected text.
         text: String,
     },
@@ -166,7 +174,7 @@ pub enum ConfigError {
     /// An option of a root is unknown or contradicts another.
     #[error(
         "`{word}` does not go with a root, or not with what is before it: {}there are rw, cow, cow-size=SIZE, \
-         as=initramfs, as=disk and keep-ids, each once; a comma in the path is written `,,`",
+         as=initramfs, as=disk, keep-ids and id=ID, each once; a comma in the path is written `,,`",
         keyed::meant::<RootConfig>(word)
     )]
     RootWord {
@@ -176,8 +184,8 @@ pub enum ConfigError {
     /// The text does not name the host's end of a network card.
     #[error(
         "`{text}` is not the end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, and a \
-         comma-separated list of mac=, mtu= and \
-         poll=, or none"
+         comma-separated list of mac=, mtu=, \
+         poll= and id=, or none"
     )]
     NetEnd {
         /// The rejected text.
@@ -185,8 +193,8 @@ pub enum ConfigError {
     },
     /// An option of a network card is unknown or repeated.
     #[error(
-        "`{word}` does not go with a network card: {}there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
-         poll=off or TIME up to 1000us, each once; a comma in the path is written `,,`",
+        "`{word}` does not go with a network card: {}there are mac=ADDRESS, mtu=BYTES (from {} to 65535), \
+         poll=off or TIME up to 1000us, and id=ID, each once; a comma in the path is written `,,`",
         keyed::meant::<NetConfig>(word), MIN_MTU
     )]
     NetWord {
@@ -203,7 +211,7 @@ pub enum ConfigError {
     },
     /// An option of a vsock device is unknown or repeated.
     #[error(
-        "`{word}` does not go with a vsock device: {}write uds=PATH, cid=NUMBER, or both with a comma, each once; \
+        "`{word}` does not go with a vsock device: {}write uds=PATH, cid=NUMBER and id=ID, with commas, each once; \
          a comma in the path is written `,,`",
         keyed::meant::<VsockConfig>(word)
     )]

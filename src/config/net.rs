@@ -9,10 +9,10 @@ use std::time::Duration;
 pub use coracle_devices::virtio::net::MacAddress;
 use coracle_devices::virtio::poll::Poll;
 
-use super::keyed::{Key, Keyed, Kind, with_words};
+use super::keyed::{ID, Key, Keyed, Kind, with_words};
 use super::setting::{setting, text};
 use super::words::{Word, escaped, split};
-use super::{ConfigError, duration};
+use super::{ConfigError, DeviceId, duration};
 
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct NetConfig {
     /// How long the I/O thread polls for the next frame before it sleeps; zero for never, 1 ms at most. The
     /// thread polls less if polling finds nothing, and not at all while the CPUs are busy.
     pub poll: Duration,
+    /// The id; `None` for `net0`, `net1` and so on.
+    pub id: Option<DeviceId>,
 }
 
 /// The host's end of a network card.
@@ -67,7 +69,7 @@ impl NetConfig {
 
     /// Creates the configuration of a card with a random address.
     pub fn new(end: NetEnd) -> NetConfig {
-        NetConfig { end, mac: None, mtu: None, poll: Poll::DEFAULT }
+        NetConfig { end, mac: None, mtu: None, poll: Poll::DEFAULT, id: None }
     }
 }
 
@@ -78,6 +80,22 @@ impl fmt::Display for NetEnd {
             NetEnd::Fd(number) => write!(f, "fd={number}"),
             NetEnd::Socket(path) => write!(f, "socket={}", escaped(&path.to_string_lossy())),
         }
+    }
+}
+
+impl fmt::Display for NetConfig {
+    /// Writes the form that is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { end, mac, mtu, poll, id } = self;
+        write!(f, "{end}")?;
+        if let Some(mac) = mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(mtu) = mtu {
+            write!(f, ",mtu={mtu}")?;
+        }
+        duration::write_poll(*poll, f)?;
+        id.as_ref().map_or(Ok(()), |id| write!(f, ",id={id}"))
     }
 }
 
@@ -116,6 +134,7 @@ pub(super) struct NetDraft {
     mac: Option<MacAddress>,
     mtu: Option<u16>,
     poll: Option<Duration>,
+    id: Option<DeviceId>,
 }
 
 setting!(NetChoice keyed NetConfig, text(), |net, change| {
@@ -151,6 +170,7 @@ impl Keyed for NetConfig {
             about: "How long the I/O thread polls for the next frame before it sleeps: off, or a time up to 1000us; \
                     a number is in microseconds",
         },
+        ID,
     ];
 
     const NEEDS: &'static [&'static str] = &["tap", "fd", "socket"];
@@ -171,6 +191,7 @@ impl Keyed for NetConfig {
             },
             ("mtu", Some(mtu)) => net.mtu = Some(mtu.parse().ok().filter(|mtu| *mtu >= MIN_MTU)?),
             ("poll", Some(time)) => net.poll = Some(duration::poll(time)?),
+            ("id", Some(id)) => return Some(id.parse().map(|id| net.id = Some(id))),
             _ => return None,
         }
         Some(Ok(()))
@@ -180,9 +201,9 @@ impl Keyed for NetConfig {
         ConfigError::NetWord { word: word.into() }
     }
 
-    fn finish(NetDraft { end, mac, mtu, poll }: NetDraft) -> Result<NetConfig, ConfigError> {
+    fn finish(NetDraft { end, mac, mtu, poll, id }: NetDraft) -> Result<NetConfig, ConfigError> {
         let end = end.ok_or_else(|| ConfigError::NetEnd { text: String::new() })?;
-        Ok(NetConfig { end, mac, mtu, poll: poll.unwrap_or(Poll::DEFAULT) })
+        Ok(NetConfig { end, mac, mtu, poll: poll.unwrap_or(Poll::DEFAULT), id })
     }
 }
 
@@ -208,6 +229,14 @@ const MIN_FD: RawFd = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn card_is_written_as_it_is_read() {
+        for text in ["tap=tap0", "fd=3,poll=off", "socket=a,,b,mac=02:00:00:00:00:07,mtu=9000,poll=50us,id=x"]
+        {
+            assert_eq!(text.parse::<NetConfig>().unwrap().to_string(), text);
+        }
+    }
 
     #[test]
     fn each_end_is_read() {

@@ -6,11 +6,11 @@ use std::str::FromStr;
 use coracle_image::rootfs::RootSource;
 pub use coracle_image::rootfs::{RootAccess, RootForm, RootKind};
 
-use super::ConfigError;
-use super::keyed::{Key, Keyed, Kind, with_words};
+use super::keyed::{ID, Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
 use super::setting::{setting, text};
 use super::words::{Word, path_and_words};
+use super::{ConfigError, DeviceId};
 
 /// A root file system. The kind of `path` is recognized from its content: a directory, a tar (plain, or
 /// compressed with gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
@@ -27,6 +27,8 @@ pub struct RootConfig {
     /// Whether it is an error if the owner of a file in a directory cannot be determined. If it is not, files
     /// of an unprivileged caller belong to root in the guest.
     pub keep_ids: bool,
+    /// The id of the disk, if the root becomes one; `None` for `root`.
+    pub id: Option<DeviceId>,
 }
 
 impl RootConfig {
@@ -38,13 +40,14 @@ impl RootConfig {
             access: RootAccess::default(),
             form: RootForm::default(),
             keep_ids: false,
+            id: None,
         }
     }
 }
 
 impl<'a> From<&'a RootConfig> for RootSource<'a> {
     fn from(config: &'a RootConfig) -> RootSource<'a> {
-        let &RootConfig { ref path, kind, access, form, keep_ids } = config;
+        let &RootConfig { ref path, kind, access, form, keep_ids, id: _ } = config;
         RootSource { path, kind, access, form, keep_ids }
     }
 }
@@ -95,6 +98,7 @@ impl Keyed for RootConfig {
             kind: Kind::Flag,
             about: "Whether it is an error if the owner of a file cannot be determined",
         },
+        ID,
     ];
 
     const NEEDS: &'static [&'static str] = &["path"];
@@ -118,6 +122,7 @@ impl Keyed for RootConfig {
             ("as", Some("initramfs"), _) => root.form = RootForm::Initramfs,
             ("as", Some("disk"), _) => root.form = RootForm::Disk,
             ("keep-ids", None, _) => root.keep_ids = true,
+            ("id", Some(id), _) => return Some(id.parse().map(|id| root.id = Some(id))),
             _ => return None,
         }
         Some(Ok(()))
@@ -155,6 +160,7 @@ mod tests {
         let config = root("path=dir,keep-ids,as=disk").unwrap();
         assert_eq!((config.form, config.keep_ids), (RootForm::Disk, true));
         assert_eq!(root("dir,as=initramfs").unwrap().form, RootForm::Initramfs);
+        assert_eq!(root("a.img,id=system").unwrap().id.unwrap().as_str(), "system");
     }
 
     #[test]

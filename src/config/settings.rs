@@ -140,8 +140,8 @@ settings! { $ [
         [["initrd.cpio"]] => initrds: Vec<PathBuf>;
     root: RootConfig,
         "Root file system, in place of initrds: the path of a directory, a tar or an image, or path=PATH and a \
-         comma-separated list of rw, cow, cow-size=SIZE, as=initramfs, as=disk, keep-ids; `,,` stands for a comma in \
-         the path",
+         comma-separated list of rw, cow, cow-size=SIZE, as=initramfs, as=disk, keep-ids, id=ID; `,,` stands for a \
+         comma in the path",
         ["rootfs", json!({ "path": "root.img", "rw": true })] => root: Option<RootConfig>;
     append: Vec<String>, "Parameters to append to the kernel command line", [["quiet"]];
     cmdline: String, "Kernel command line that replaces the default one", ["console=ttyS0"];
@@ -170,19 +170,19 @@ settings! { $ [
         "Disks, in the order of their names in the guest: the path of a raw image or block device, or \
          path=PATH and a comma-separated list of ro, cow, cow-size=SIZE, engine=sync, engine=io_uring, poll=off, \
          poll=TIME, \
-         queues=N, id=TEXT, on-error=report, on-error=pause; `,,` stands for a comma in the path",
+         queues=N, id=ID, serial=TEXT, on-error=report, on-error=pause; `,,` stands for a comma in the path",
         [["path=data.img,ro"], json!([{ "path": "data.img", "readonly": true }])] => disks: Vec<DiskConfig>;
     nets: Vec<NetChoice>,
         "Network cards, in the order of their names in the guest: tap=NAME, fd=NUMBER or socket=PATH, and a \
-         comma-separated list of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME; or none; `,,` stands for a comma in \
-         the path",
+         comma-separated list of mac=ADDRESS, mtu=BYTES, poll=off, poll=TIME and id=ID; or none; `,,` stands for a \
+         comma in the path",
         [["tap=tap0,mac=02:00:00:00:00:01"], json!([{ "tap": "tap0", "mtu": 9000 }])];
     rng: bool, "Whether the guest has an entropy device", [true] => rng: bool, builder rng;
     balloon: bool,
         "Whether the guest can give unused memory back to the host (virtio balloon)",
         [true] => balloon: bool, builder balloon;
     vsock: VsockConfig,
-        "Vsock device: uds=PATH for the host's Unix socket and cid=NUMBER for the guest's address",
+        "Vsock device: uds=PATH for the host's Unix socket, cid=NUMBER for the guest's address, and id=ID",
         ["uds=v.sock,cid=3", json!({ "uds": "v.sock", "cid": 3 })] => vsock: Option<VsockConfig>, builder vsock;
     timeout: Timeout,
         "How long the guest, or a command in it, may run, from its first instruction, or none; a number is in \

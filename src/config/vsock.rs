@@ -7,10 +7,10 @@ use std::str::FromStr;
 
 use coracle_devices::virtio::vsock::Vsock;
 
-use super::ConfigError;
-use super::keyed::{Key, Keyed, Kind, with_words};
+use super::keyed::{ID, Key, Keyed, Kind, with_words};
 use super::setting::{pattern, setting};
 use super::words::{Word, escaped, split};
+use super::{ConfigError, DeviceId};
 
 /// A vsock device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,32 +22,35 @@ pub struct VsockConfig {
     /// with this name and `_PORT` appended. Without it, only this program can connect, by
     /// [`VmHandle::connect`](crate::VmHandle::connect) and [`VmHandle::listen`](crate::VmHandle::listen).
     pub uds: Option<PathBuf>,
+    /// The id; `None` for `vsock0`.
+    pub id: Option<DeviceId>,
 }
 
 impl Default for VsockConfig {
     fn default() -> Self {
-        VsockConfig { cid: MIN_CID, uds: None }
+        VsockConfig { cid: MIN_CID, uds: None, id: None }
     }
 }
 
 impl fmt::Display for VsockConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cid={}", self.cid)?;
-        self.uds.as_ref().map_or(Ok(()), |path| write!(f, ",uds={}", escaped(&path.to_string_lossy())))
+        self.uds.as_ref().map_or(Ok(()), |path| write!(f, ",uds={}", escaped(&path.to_string_lossy())))?;
+        self.id.as_ref().map_or(Ok(()), |id| write!(f, ",id={id}"))
     }
 }
 
 impl FromStr for VsockConfig {
     type Err = ConfigError;
 
-    /// Parses `uds=PATH` and `cid=NUMBER`, separated by a comma, in any order, each at most once. A comma in
+    /// Parses a comma-separated list of `uds=PATH`, `cid=NUMBER` and `id=ID`, each at most once. A comma in
     /// the path is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         with_words(VsockConfig::draft(), split(text))
     }
 }
 
-setting!(VsockConfig keyed VsockConfig, pattern(r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$"), |vsock, change| {
+setting!(VsockConfig keyed VsockConfig, pattern(r"^((cid=[0-9]+|uds=[^,]+|id=[a-z0-9_-]+)(,|$))+$"), |vsock, change| {
     vsock.uds.iter_mut().for_each(change);
 });
 
@@ -65,6 +68,7 @@ impl Keyed for VsockConfig {
             kind: Kind::Number,
             about: "The guest's address (CID), from 3 to 4294967294; 3 by default",
         },
+        ID,
     ];
 
     const NEEDS: &'static [&'static str] = &[];
@@ -76,6 +80,7 @@ impl Keyed for VsockConfig {
     fn set(vsock: &mut VsockConfig, word: &Word) -> Option<Result<(), ConfigError>> {
         let set = match (word.key(), word.value()?) {
             ("cid", text) => cid(text).map(|cid| vsock.cid = cid),
+            ("id", text) => text.parse().map(|id| vsock.id = Some(id)),
             ("uds", text) if !text.is_empty() => path(text).map(|path| vsock.uds = Some(path)),
             _ => return None,
         };
@@ -117,10 +122,13 @@ mod tests {
 
     #[test]
     fn words_are_read_in_any_order() {
-        let expected = VsockConfig { cid: 9, uds: Some("/run/v.sock".into()) };
+        let expected = VsockConfig { cid: 9, uds: Some("/run/v.sock".into()), id: None };
         assert_eq!(vsock("cid=9,uds=/run/v.sock"), Ok(expected.clone()));
         assert_eq!(vsock("uds=/run/v.sock,cid=9"), Ok(expected));
-        assert_eq!(vsock("uds=a=b"), Ok(VsockConfig { cid: 3, uds: Some("a=b".into()) }));
+        assert_eq!(vsock("uds=a=b"), Ok(VsockConfig { cid: 3, uds: Some("a=b".into()), id: None }));
+        let named = vsock("id=talk,cid=5").unwrap();
+        assert_eq!(named.id.as_ref().unwrap().as_str(), "talk");
+        assert_eq!(vsock(&named.to_string()), Ok(named));
         assert_eq!(vsock("cid=4294967294").unwrap().cid, u32::MAX - 1);
     }
 

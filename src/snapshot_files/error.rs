@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::parent::MAX_CHAIN;
-use super::{ManifestError, MemoryFileError, SnapshotId, StateFileError};
+use super::{DiskFileError, ManifestError, MemoryFileError, SnapshotId, StateFileError};
 
 /// The reason why a snapshot was not written, or its files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -205,6 +205,16 @@ pub enum SnapshotFileError {
         /// The reason.
         r#source: StateFileError,
     },
+    /// The file of a disk cannot be written, or is refused.
+    #[error("snapshot {}: disk-{id}: {source}", folder.display())]
+    Disk {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The id of the disk.
+        id: String,
+        /// The reason.
+        r#source: DiskFileError,
+    },
     /// The memory is refused.
     #[error("snapshot {}: memory: {source}", folder.display())]
     Memory {
@@ -244,6 +254,10 @@ impl At<'_> {
 
     pub(crate) fn state(self, source: StateFileError) -> SnapshotFileError {
         SnapshotFileError::State { folder: self.0.to_owned(), source }
+    }
+
+    pub(crate) fn disk(self, id: &str, source: DiskFileError) -> SnapshotFileError {
+        SnapshotFileError::Disk { folder: self.0.to_owned(), id: id.to_owned(), source }
     }
 
     pub(crate) fn memory(self, source: MemoryFileError) -> SnapshotFileError {

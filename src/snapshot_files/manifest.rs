@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, Hash, SnapshotId, digits};
+use super::{DeviceFacts, FORMAT, Hash, SnapshotId, digits};
 use crate::config::{
-    AcpiMode, ConfigError, ConsoleDevice, HaltPolicy, MemorySize, SerialConfig, VcpuCount, VmConfig,
+    AcpiMode, ConfigError, ConsoleDevice, DeviceId, HaltPolicy, MemorySize, SerialConfig, VcpuCount, VmConfig,
 };
 
 /// The content of a manifest, apart from its checksum. Its fields are those of the JSON object, in their
@@ -26,6 +26,9 @@ pub(crate) struct Manifest {
     /// The snapshot that has the memory that did not change; absent if this one has all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<ParentFacts>,
+    /// The virtio devices, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) devices: Vec<DeviceFacts>,
     pub(crate) state: FileFacts,
     pub(crate) memory: FileFacts,
 }
@@ -181,6 +184,10 @@ impl Manifest {
         if let Some(ParentFacts { name, .. }) = manifest.parent.as_ref().filter(|parent| !parent.has_name()) {
             return Err(ManifestError::ParentName { name: name.clone() });
         }
+        for DeviceFacts { id, .. } in &manifest.devices {
+            // Names of files are made of them.
+            id.parse::<DeviceId>().map_err(|source| ManifestError::Field { field: "devices.id", source })?;
+        }
         Ok(manifest)
     }
 }
@@ -239,7 +246,7 @@ impl MachineFacts {
 }
 
 /// Writes and reads ids and hashes in the form in which they are shown.
-mod shown {
+pub(super) mod shown {
     use std::fmt::Display;
 
     use serde::de::Error;
@@ -247,7 +254,7 @@ mod shown {
 
     use super::{Hash, SnapshotId, digits};
 
-    pub(super) trait Shown: Display + Sized {
+    pub(crate) trait Shown: Display + Sized {
         fn parse(text: &str) -> Option<Self>;
     }
 
@@ -263,11 +270,11 @@ mod shown {
         }
     }
 
-    pub(super) fn serialize<S: Serializer>(value: &impl Shown, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &impl Shown, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T: Shown, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    pub(crate) fn deserialize<'de, T: Shown, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
         let text = String::deserialize(deserializer)?;
         T::parse(&text).ok_or_else(|| D::Error::custom("lower-case hexadecimal digits of another number"))
     }

@@ -4,12 +4,14 @@
 //! manifest.json   format, origin, machine, sizes and hashes of the other two; its last line is its checksum
 //! state           a list of sections, each with a name, a version, a length and a checksum
 //! memory          the RAM as the guest sees it, with holes; then the id and a hash for each 2 MiB
+//! disk-ID         the same of the blocks of a disk, if the guest has written to an overlay
 //! ```
 //!
 //! `crate::vm` fills the sections from a machine and makes machines of them; nothing here knows one, or KVM.
 //! docs/snapshots.md describes the format. Every byte of these files may be somebody else's, so each length
 //! is checked before it counts, and each error names the folder, the file and the place in it.
 
+mod disks;
 mod error;
 mod folder;
 mod manifest;
@@ -22,16 +24,18 @@ mod write;
 use std::ffi::CStr;
 use std::fmt;
 
+pub use disks::DiskFileError;
+pub(crate) use disks::{DeviceFacts, StoredFacts};
 pub(crate) use error::At;
 pub use error::SnapshotFileError;
 pub(crate) use manifest::Manifest;
 pub use manifest::{HostFacts, MachineFacts, ManifestError, ParentFacts};
 pub(crate) use parent::{MAX_CHAIN, check_not_needed};
 pub use ram::MemoryFileError;
-pub(crate) use read::{Snapshot, Summary, check_memory};
+pub(crate) use read::{Snapshot, Summary, check_disk, check_memory};
 pub use state::StateFileError;
 pub(crate) use state::{Section, Sections, encode as encode_state};
-pub(crate) use write::Draft;
+pub(crate) use write::{Draft, DraftDevice};
 
 /// The identity of a snapshot, which all of its files have: 128 random bits, shown in hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

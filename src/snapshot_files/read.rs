@@ -10,7 +10,10 @@ use super::error::At;
 use super::folder::{Folder, lock_shared};
 use super::manifest::Manifest;
 use super::state::{MAX_STATE, Sections};
-use super::{Hash, MANIFEST, MEMORY, MemoryFileError, STATE, SnapshotFileError, file_name, ram};
+use super::{
+    DeviceFacts, DiskFileError, Hash, MANIFEST, MEMORY, MemoryFileError, STATE, SnapshotFileError,
+    StoredFacts, disks, file_name, ram,
+};
 
 /// A snapshot whose files are open and belong together. Its RAM has not been read.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(crate) struct Snapshot {
     pub(crate) sections: Sections,
     /// The file with the RAM, locked against writers that respect locks.
     pub(crate) memory: File,
+    /// The files with the blocks of disks, locked as well, in the order of the devices that have one.
+    pub(crate) disks: Vec<File>,
     /// The bytes of the files on the medium, without holes.
     pub(crate) stored_bytes: u64,
 }
@@ -51,7 +56,9 @@ impl Summary {
     /// A file is missing, or the manifest is damaged.
     pub(crate) fn read(path: &Path) -> Result<Summary, SnapshotFileError> {
         unless_replaced(path, |folder| {
-            Ok(Summary { manifest: read_manifest(folder)?, stored_bytes: stored_bytes(folder)? })
+            let manifest = read_manifest(folder)?;
+            let stored_bytes = stored_bytes(folder, &manifest)?;
+            Ok(Summary { manifest, stored_bytes })
         })
     }
 }
@@ -70,6 +77,16 @@ pub(crate) fn check_memory(
     let ram = manifest.machine.memory_mib << 20;
     let checked = ram::check_blocks(file, ram, &manifest.memory.sha256, content);
     checked.map_err(At(path).read(MEMORY))?.map_err(|error| At(path).memory(error))
+}
+
+/// Reads all blocks of a disk of the snapshot at `path`, which are in `file`, and compares them with their
+/// hashes.
+///
+/// # Errors
+/// A block is damaged, or cannot be read.
+pub(crate) fn check_disk(path: &Path, device: &DeviceFacts, file: &File) -> Result<(), SnapshotFileError> {
+    let Some(stored) = &device.stored else { return Ok(()) };
+    disks::check(file, stored).map_err(|error| At(path).disk(&device.id, error))
 }
 
 /// Opens the folder at `path` and uses it. If that fails because another snapshot has taken its place
@@ -122,12 +139,24 @@ pub(super) fn open(folder: &Folder) -> Result<Snapshot, SnapshotFileError> {
     }
     let checked = ram::check_end(&memory, &manifest.id, ram).map_err(at.read(MEMORY))?;
     checked.map_err(|error| at.memory(error))?;
-    let (path, stored_bytes) = (path.to_owned(), stored_bytes(folder)?);
-    Ok(Snapshot { path, manifest, manifest_hash, sections, memory, stored_bytes })
+    let with_file = manifest.devices.iter().filter_map(|device| Some((device, device.stored.as_ref()?)));
+    let open_disk = |(device, stored): (&DeviceFacts, &StoredFacts)| {
+        let opened = disks::open(folder, &manifest.id, device, stored);
+        opened.map_err(|error| at.disk(&device.id, error))
+    };
+    let disks = with_file.map(open_disk).collect::<Result<_, _>>()?;
+    let (path, stored_bytes) = (path.to_owned(), stored_bytes(folder, &manifest)?);
+    Ok(Snapshot { path, manifest, manifest_hash, sections, memory, disks, stored_bytes })
 }
 
-fn stored_bytes(folder: &Folder) -> Result<u64, SnapshotFileError> {
+fn stored_bytes(folder: &Folder, manifest: &Manifest) -> Result<u64, SnapshotFileError> {
     let mut bytes = 0_u64;
+    for device in manifest.devices.iter().filter(|device| device.stored.is_some()) {
+        let opened = folder.open_file(&device.file_name());
+        let (_, metadata) =
+            opened.map_err(|error| At(folder.path()).disk(&device.id, DiskFileError::Host(error)))?;
+        bytes = bytes.saturating_add(metadata.blocks().saturating_mul(512));
+    }
     for file in [MANIFEST, STATE, MEMORY] {
         let (_, metadata) = folder.open_file(file_name(file)).map_err(At(folder.path()).read(file))?;
         bytes = bytes.saturating_add(metadata.blocks().saturating_mul(512));

@@ -16,11 +16,25 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use coracle_arch::x86_64::layout::VIRTIO_IRQS;
+
 use super::error::At;
 use super::folder::{Folder, name};
 use super::manifest::{FileFacts, HostFacts, MachineFacts, Manifest, ParentFacts};
 use super::state::{self, MAX_STATE, Section};
-use super::{FORMAT, Hash, MANIFEST, MEMORY, STATE, SnapshotFileError, SnapshotId, file_name, ram};
+use super::{
+    DeviceFacts, DiskFileError, FORMAT, Hash, MANIFEST, MEMORY, STATE, SnapshotFileError, SnapshotId, disks,
+    file_name, ram,
+};
+
+/// A device of a snapshot that is being written.
+#[derive(Debug)]
+pub(crate) struct DraftDevice {
+    /// Its facts, apart from those about its file.
+    pub(crate) facts: DeviceFacts,
+    /// The file with its blocks, and the size of the disk in bytes.
+    pub(crate) blocks: Option<(File, u64)>,
+}
 
 /// A snapshot that is being written. Dropping it removes what there is of it.
 #[derive(Debug)]
@@ -85,7 +99,12 @@ impl Draft {
         Ok(&self.memory)
     }
 
-    /// Writes everything but the RAM, and gives the snapshot its name.
+    /// Creates the file for the blocks of the disk with this id and size.
+    pub(crate) fn disk(&self, id: &str, capacity: u64) -> Result<File, SnapshotFileError> {
+        disks::create(&self.folder, &self.path, id, capacity)
+    }
+
+    /// Writes everything but the RAM and the blocks of disks, and gives the snapshot its name.
     ///
     /// # Errors
     /// The host cannot write the files. Then the path is as it was.
@@ -93,9 +112,18 @@ impl Draft {
         self,
         host: HostFacts,
         machine: MachineFacts,
+        devices: Vec<DraftDevice>,
         sections: &[Section],
     ) -> Result<(), SnapshotFileError> {
         let at = At(&self.path);
+        let complete = |DraftDevice { facts, blocks }| {
+            let stored = blocks.map(|(file, capacity)| disks::finish(&file, &self.id, capacity)).transpose();
+            match stored {
+                Ok(stored) => Ok(DeviceFacts { stored, ..facts }),
+                Err(error) => Err(at.disk(&facts.id, DiskFileError::Host(error))),
+            }
+        };
+        let devices = devices.into_iter().map(complete).collect::<Result<_, _>>()?;
         let bytes = machine.memory_mib << 20;
         let memory = ram::write_end(&self.memory, &self.id, bytes).and_then(|hash| {
             self.memory.sync_all()?;
@@ -116,6 +144,7 @@ impl Draft {
             host,
             machine,
             parent: self.over.clone(),
+            devices,
             state: FileFacts { bytes: len, sha256: Hash::of(&state) },
             memory,
         };
@@ -173,8 +202,8 @@ fn check_target(at: At<'_>, parent: &Folder, name: &CStr) -> Result<(), Snapshot
             };
         }
     };
-    let names = folder.names(FILES.len() + 1).map_err(at.folder("listed"))?;
-    let foreign = names.iter().find(|name| !FILES.iter().any(|file| file_name(file) == name.as_c_str()));
+    let names = folder.names(FILES.len() + MAX_DISKS + 1).map_err(at.folder("listed"))?;
+    let foreign = names.iter().find(|name| !is_of_snapshot(name));
     match foreign {
         None => Ok(()),
         Some(name) => Err(occupied(&format!("it has {}", name.to_string_lossy().escape_debug()))),
@@ -222,7 +251,15 @@ fn remove(parent: &Folder, name: &CStr, folder: &Folder) {
     for file in FILES {
         let _ = folder.remove_file(file_name(file));
     }
+    for disk in folder.names(MAX_LISTED).unwrap_or_default().iter().filter(|name| disks::is_disk(name)) {
+        let _ = folder.remove_file(disk);
+    }
     let _ = parent.remove_folder(name);
+}
+
+/// Returns whether a file with this name can be one of a snapshot.
+fn is_of_snapshot(name: &CStr) -> bool {
+    disks::is_disk(name) || FILES.iter().any(|file| file_name(file) == name)
 }
 
 /// Whether a rename found a folder that is not empty. Some file systems report it so (rename(2)).
@@ -234,6 +271,8 @@ fn is_taken(error: &io::Error) -> bool {
 const FILES: [&str; 3] = [MANIFEST, STATE, MEMORY];
 /// The start of the names of folders that are not snapshots yet, or no longer.
 const TEMPORARY: &str = ".coracle-snapshot-";
+/// The number of disks that a machine can have: that of its interrupts for virtio devices.
+const MAX_DISKS: usize = VIRTIO_IRQS.len();
 const ATTEMPTS: usize = 3;
 /// How many entries of a folder are searched for abandoned ones.
 const MAX_LISTED: usize = 10_000;

@@ -6,8 +6,9 @@ use coracle_arch::field::Field;
 use coracle_devices::virtio::balloon::Balloon;
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::{Link, Plain};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::VmConfig;
+use crate::config::{DeviceId, VmConfig};
 
 /// The balloon of a machine that has one.
 pub(super) struct BalloonSpec {
@@ -24,7 +25,15 @@ impl BalloonSpec {
 impl DeviceSpec for BalloonSpec {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
         let balloon = Arc::new(Balloon::new(self.ram_bytes));
-        Ok(Opened { device: balloon.clone(), handle: Some(Handle::Balloon(balloon)) })
+        Ok(Opened {
+            device: balloon.clone(),
+            handle: Some(Handle::Balloon(balloon)),
+            link: Link::Plain(&PLAIN),
+        })
+    }
+
+    fn id(&self) -> DeviceId {
+        DeviceId::numbered(PLAIN.kind, 0)
     }
 
     fn module(&self) -> &'static str {
@@ -45,6 +54,13 @@ impl VirtioDevices {
         })
     }
 }
+
+/// The kind, for machines that go on from others.
+pub(super) static PLAIN: Plain = Plain {
+    kind: "balloon",
+    setting: |config| &mut config.balloon,
+    spec: |ram_bytes| Box::new(BalloonSpec { ram_bytes }),
+};
 
 /// The setting that errors name.
 const FIELD: Field = Field::same("balloon");

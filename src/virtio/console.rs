@@ -8,11 +8,13 @@ use coracle_arch::field::Field;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::Link;
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::{AgentConfig, ConsoleDevice, VmConfig};
+use crate::config::{AgentConfig, ConsoleDevice, DeviceId, VmConfig};
 
 /// The purpose of the console device of a machine.
-pub(super) enum ConsoleSpec {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConsoleSpec {
     /// The machine's console, with `--console virtio`.
     Console,
     /// A port that leads to the agent.
@@ -31,12 +33,22 @@ impl ConsoleSpec {
     /// Returns the console device that `config` asks for; `None` if it asks for none.
     pub(super) fn of(config: &VmConfig) -> Option<ConsoleSpec> {
         let has_agent_port = config.agent.as_ref().is_some_and(AgentConfig::needs_console);
-        match (config.console == ConsoleDevice::Virtio, has_agent_port) {
+        ConsoleSpec::new(config.console == ConsoleDevice::Virtio, has_agent_port)
+    }
+
+    /// Returns the console device with these ports; `None` without one.
+    pub(crate) fn new(has_console: bool, has_agent_port: bool) -> Option<ConsoleSpec> {
+        match (has_console, has_agent_port) {
             (false, false) => None,
             (true, false) => Some(ConsoleSpec::Console),
             (false, true) => Some(ConsoleSpec::AgentPort),
             (true, true) => Some(ConsoleSpec::Both),
         }
+    }
+
+    /// Returns whether the device has the port of the console, and that of the agent.
+    pub(crate) fn ports(self) -> (bool, bool) {
+        (self != Self::AgentPort, self != Self::Console)
     }
 
     fn make(&self) -> io::Result<(Console, ConsolePorts)> {
@@ -65,7 +77,15 @@ impl DeviceSpec for ConsoleSpec {
         let made = self.make();
         let (device, ports) =
             made.map_err(|source| VirtioError::Host { device: "console".into(), source })?;
-        Ok(Opened { device: Arc::new(device), handle: Some(Handle::Console(ports)) })
+        Ok(Opened {
+            device: Arc::new(device),
+            handle: Some(Handle::Console(ports)),
+            link: Link::Console(*self),
+        })
+    }
+
+    fn id(&self) -> DeviceId {
+        DeviceId::numbered("console", 0)
     }
 
     fn module(&self) -> &'static str {

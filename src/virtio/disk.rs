@@ -1,74 +1,45 @@
 //! From the configuration of a disk to the block device, and the policy for failed requests.
 
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use coracle_arch::field::{Field, ROOT};
 use coracle_arch::nameless_file;
 use coracle_devices::backend::disk::{
-    DiskBackend, FileLock, FrozenDisk, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk,
+    DiskBackend, DiskOpenError, FileIdentity, FileLock, FrozenDisk, FrozenLayer, Overlay, OverlayError,
+    OverlayLayer, OverlaySize, RawDisk,
 };
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
-use coracle_devices::virtio::poll::Poll;
 use coracle_image::rootfs::{ImageAccess, RootBacking, RootDisk};
 use coracle_image::temporary;
 
 use super::spec::{DeviceSpec, Named, Opened, SpecContext};
-use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
+use super::template::{KnownDisk, Link};
+use super::{Handle, RepointError, VirtioError};
+use crate::config::{DeviceId, DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
 
 /// The host's side of a disk.
 pub(crate) struct DiskHandle {
-    block: Arc<Block>,
-    settings: DiskSettings,
-}
-
-/// A disk of a machine that has become a template: how it was made, and its content, which stays as it is.
-#[derive(Debug, Clone)]
-pub(crate) struct TemplateDisk {
-    settings: DiskSettings,
-    content: FrozenDisk,
-}
-
-/// The settings of a disk, apart from where its blocks are.
-#[derive(Debug, Clone)]
-struct DiskSettings {
-    field: Field,
-    /// The configured path; empty for a disk that was made here.
-    path: PathBuf,
-    name: String,
-    id: String,
-    queues: u16,
-    engine: Engine,
-    poll: Duration,
-    policy: DiskErrorPolicy,
-    /// The largest size of the overlay, for a disk that has one.
-    size: OverlaySize,
+    /// The setting that errors name.
+    pub(super) field: Field,
+    pub(super) block: Arc<Block>,
 }
 
 impl DeviceSpec for Named<'_, DiskConfig> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
-        let backend = backend(self)?;
-        let Named { field, config } = *self;
-        let settings = DiskSettings {
-            field,
-            path: config.path.clone(),
-            name: format!("disk {}", config.path.display()),
-            id: config.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
-            queues: config.queues,
-            engine: match config.engine {
-                DiskEngine::Sync => Engine::Sync,
-                DiskEngine::IoUring => Engine::IoUring,
-            },
-            poll: config.poll,
-            policy: config.on_error,
-            size: overlay_size(config.access),
-        };
-        Ok(settings.open(backend, context))
+        let config = self.config;
+        Ok(opened(
+            config.clone(),
+            (config.queues, config.shown_serial()),
+            backend(self)?,
+            (self.field, context),
+        ))
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
     }
 
     fn module(&self) -> &'static str {
@@ -80,30 +51,29 @@ impl DeviceSpec for Named<'_, DiskConfig> {
     }
 }
 
-/// The disk that holds the guest's root.
-impl DeviceSpec for RootDisk {
+/// The disk that holds the guest's root, and its id.
+pub(super) struct RootSpec<'a> {
+    pub(super) disk: &'a RootDisk,
+    pub(super) id: DeviceId,
+}
+
+impl DeviceSpec for RootSpec<'_> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
-        let file = match &self.backing {
+        let Self { disk: RootDisk { backing, .. }, id } = self;
+        let file = match backing {
             RootBacking::Image { path, access } => {
-                return Named { field: ROOT, config: &image_config(path, *access) }.open(context);
+                let config = image_config(path, *access);
+                return Named { field: ROOT, config: &config, id: id.clone() }.open(context);
             }
             RootBacking::Made(file) => file,
         };
-        let name = "disk of the root".to_owned();
-        let failed = |source| VirtioError::Host { device: name.clone(), source };
+        let failed = |source| VirtioError::Host { device: name_of(Path::new("")), source };
         let disk = file.try_clone().and_then(RawDisk::of_file).map_err(failed)?;
-        let settings = DiskSettings {
-            field: ROOT,
-            path: PathBuf::new(),
-            name,
-            id: String::new(),
-            queues: 1,
-            engine: Engine::IoUring,
-            poll: Poll::DEFAULT,
-            policy: DiskErrorPolicy::Report,
-            size: OverlaySize::Unlimited,
-        };
-        Ok(settings.open(Box::new(disk), context))
+        Ok(opened(made_config(), (1, ""), Box::new(disk), (ROOT, context)))
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
     }
 
     fn module(&self) -> &'static str {
@@ -115,14 +85,46 @@ impl DeviceSpec for RootDisk {
     }
 }
 
-impl DeviceSpec for TemplateDisk {
+/// A disk of a machine that goes on from another one.
+pub(super) struct ForkDisk<'a> {
+    pub(super) id: &'a DeviceId,
+    pub(super) field: Field,
+    /// The properties that stay.
+    pub(super) known: &'a KnownDisk,
+    pub(super) config: &'a DiskConfig,
+    pub(super) source: ForkSource<'a>,
+}
+
+/// The blocks of such a disk.
+pub(super) enum ForkSource<'a> {
+    /// The blocks of the former disk.
+    Shared(&'a FrozenDisk),
+    /// The blocks of the file at the configured path, below the layers of an overlay, the newest first.
+    Path {
+        layers: &'a [Arc<FrozenLayer>],
+        /// The identity of the first machine's file, if it has to be the same.
+        identity: Option<FileIdentity>,
+        /// Whether it is the path of the first machine.
+        is_recorded: bool,
+    },
+}
+
+impl DeviceSpec for ForkDisk<'_> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
-        let TemplateDisk { settings, content } = self;
-        let DiskSettings { field, path, size, .. } = settings;
-        let folder = temporary::directory();
-        let backend = content.open(|| layer(&folder), *size);
-        let backend = backend.map_err(|error| overlay_error(*field, path, error))?;
-        Ok(settings.clone().open(backend, context))
+        let Self { id: _, field, known, config, source: _ } = self;
+        let backend = self.backend()?;
+        let (bytes, expected) = (backend.capacity(), known.capacity);
+        if bytes != expected {
+            let path = config.path.display().to_string();
+            return Err(RepointError::Capacity { id: self.id.to_string(), path, bytes, expected }.into());
+        }
+        // The id is that of the device, whatever the configuration has.
+        let config = DiskConfig { id: Some(self.id.clone()), ..(*config).clone() };
+        Ok(opened(config, (known.queues, &known.serial), backend, (*field, context)))
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
     }
 
     fn module(&self) -> &'static str {
@@ -130,107 +132,104 @@ impl DeviceSpec for TemplateDisk {
     }
 
     fn setting(&self) -> String {
-        self.settings.name.clone()
+        self.id.to_string()
     }
 }
 
-impl DiskSettings {
-    fn open(self, backend: Box<dyn DiskBackend>, context: &SpecContext) -> Opened {
-        let faults = Faults { name: self.name.clone(), policy: self.policy, gate: context.gate.clone() };
-        let block = Arc::new(Block::new(BlockSettings {
-            name: self.name.clone(),
-            id: self.id.clone(),
-            queues: self.queues,
-            engine: self.engine,
-            poll: self.poll,
-            backend,
-            faults: Arc::new(faults),
-        }));
-        let handle = Handle::Disk(DiskHandle { block: block.clone(), settings: self });
-        Opened { device: block, handle: Some(handle) }
-    }
-}
-
-impl VirtioDevices {
-    /// Returns the disks for machines that go on from here, in their order. The devices are paused, and do
-    /// not go on in this machine.
-    ///
-    /// # Errors
-    /// The name of the first disk whose content only one machine can have.
-    pub(crate) fn freeze_disks(&self) -> Result<Vec<TemplateDisk>, String> {
-        self.disks().map(DiskHandle::freeze).collect()
-    }
-}
-
-/// The files for the next writes to the disks of a machine, in the order of the disks.
-pub(crate) struct NewLayers {
-    folder: PathBuf,
-    files: Vec<Option<File>>,
-}
-
-impl VirtioDevices {
-    fn disks(&self) -> impl Iterator<Item = &DiskHandle> {
-        self.handles().filter_map(|handle| match handle {
-            Handle::Disk(disk) => Some(disk),
-            _ => None,
-        })
-    }
-
-    /// Makes the files for [`VirtioDevices::branch_disks`], which may take as long as the file system likes.
-    ///
-    /// # Errors
-    /// A file cannot be made.
-    pub(crate) fn new_layers(&self) -> Result<NewLayers, VirtioError> {
+impl ForkDisk<'_> {
+    fn backend(&self) -> Result<Box<dyn DiskBackend>, VirtioError> {
+        let Self { id, field, known: _, config, source } = self;
         let folder = temporary::directory();
-        let make = |disk: &DiskHandle| {
-            let DiskHandle { block, settings } = disk;
-            let layer = block.has_layer().then(|| layer(&folder)).transpose();
-            let layer = layer.map_err(|error| overlay_error(settings.field, &settings.path, error))?;
-            Ok(layer.map(|OverlayLayer { file, folder: _ }| file))
+        let (field, path) = (*field, &config.path);
+        let over = |content: &FrozenDisk| content.open(|| layer(&folder), overlay_size(config.access));
+        let failed = |error| overlay_error(field, path, error);
+        let (layers, identity, is_recorded) = match *source {
+            ForkSource::Shared(content) => return over(content).map_err(failed),
+            ForkSource::Path { layers, identity, is_recorded } => (layers, identity, is_recorded),
         };
-        let files = self.disks().map(make).collect::<Result<_, VirtioError>>()?;
-        Ok(NewLayers { folder, files })
+        let backend = match config.access {
+            DiskAccess::ReadWrite | DiskAccess::ReadOnly => {
+                let disk = Named { field, config: *config, id: (*id).clone() };
+                Box::new(check(&disk)?) as Box<dyn DiskBackend>
+            }
+            DiskAccess::Overlay { .. } => {
+                let content = FrozenDisk::over(path, layers).map_err(|error| failed(error.into()))?;
+                over(&content).map_err(failed)?
+            }
+        };
+        if let Some(former) = identity {
+            self.check_unchanged(&*backend, &former, is_recorded)?;
+        }
+        Ok(backend)
     }
 
-    /// Returns the disks for machines that go on from here, in their order. The devices are paused, and go on
-    /// in this machine too, with the new layers.
-    ///
-    /// # Errors
-    /// The first disk that cannot go on so. Those before it have their new layers.
-    pub(crate) fn branch_disks(&self, layers: NewLayers) -> Result<Vec<TemplateDisk>, BranchDiskError> {
-        let NewLayers { folder, files } = layers;
-        let branch = |(disk, file)| DiskHandle::branch(disk, file, &folder);
-        self.disks().zip(files).map(branch).collect()
+    /// Refuses a file that has changed. A file that was named again may be another one, such as a copy.
+    fn check_unchanged(
+        &self,
+        backend: &dyn DiskBackend,
+        former: &FileIdentity,
+        is_recorded: bool,
+    ) -> Result<(), VirtioError> {
+        let path = || self.config.path.clone();
+        let unknown = |source| VirtioError::Disk {
+            field: self.field,
+            path: path(),
+            source: DiskOpenError::Open { source },
+        };
+        let what = match backend.identity().map_err(unknown)? {
+            Some(present) if present == *former => return Ok(()),
+            Some(present) if present.is_same_file(former) => "it was written to",
+            _ if !is_recorded => return Ok(()),
+            _ => "another file has its path",
+        };
+        let path = path().display().to_string();
+        Err(RepointError::Changed { id: self.id.to_string(), path, what }.into())
     }
 }
 
-/// Why a disk of a machine that runs on has no content for another machine.
-pub(crate) enum BranchDiskError {
-    /// Only one machine can have the content of the disk with this name.
-    Refused(String),
-    /// The new layer cannot be an overlay.
-    Layer(VirtioError),
+/// Makes the device of a disk with these blocks, this number of queues and this serial number.
+fn opened(
+    config: DiskConfig,
+    (queues, serial): (u16, &str),
+    backend: Box<dyn DiskBackend>,
+    (field, context): (Field, &SpecContext),
+) -> Opened {
+    let known = KnownDisk {
+        capacity: backend.capacity(),
+        is_read_only: backend.is_read_only(),
+        queues,
+        serial: serial.to_owned(),
+    };
+    let name = name_of(&config.path);
+    let faults = Faults { name: name.clone(), policy: config.on_error, gate: context.gate.clone() };
+    let block = Arc::new(Block::new(BlockSettings {
+        name,
+        id: serial.to_owned(),
+        queues,
+        engine: match config.engine {
+            DiskEngine::Sync => Engine::Sync,
+            DiskEngine::IoUring => Engine::IoUring,
+        },
+        poll: config.poll,
+        backend,
+        faults: Arc::new(faults),
+    }));
+    let handle = Some(Handle::Disk(DiskHandle { field, block: block.clone() }));
+    Opened { device: block, handle, link: Link::Disk(known, config) }
 }
 
-impl DiskHandle {
-    fn branch(&self, file: Option<File>, folder: &Path) -> Result<TemplateDisk, BranchDiskError> {
-        let DiskHandle { block, settings } = self;
-        let content = match file {
-            None => Ok(block.freeze()),
-            Some(file) => block.branch(OverlayLayer { file, folder }, settings.size),
-        };
-        let layer_error =
-            |error| BranchDiskError::Layer(overlay_error(settings.field, &settings.path, error));
-        let content = content.map_err(layer_error)?;
-        let content = content.ok_or_else(|| BranchDiskError::Refused(settings.name.clone()))?;
-        Ok(TemplateDisk { settings: settings.clone(), content })
+/// Returns the name of the disk with this path, which is empty for one that was made here.
+fn name_of(path: &Path) -> String {
+    if path.as_os_str().is_empty() {
+        "disk of the root".to_owned()
+    } else {
+        format!("disk {}", path.display())
     }
+}
 
-    fn freeze(&self) -> Result<TemplateDisk, String> {
-        let DiskHandle { block, settings } = self;
-        let content = block.freeze().ok_or_else(|| settings.name.clone())?;
-        Ok(TemplateDisk { settings: settings.clone(), content })
-    }
+/// Returns the configuration of a root that was made here.
+pub(crate) fn made_config() -> DiskConfig {
+    DiskConfig { access: DiskAccess::ReadOnly, engine: DiskEngine::IoUring, ..DiskConfig::new("") }
 }
 
 /// Configures a root image of the user's as an ordinary disk.
@@ -244,7 +243,7 @@ fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
 }
 
 fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioError> {
-    let Named { field, config: DiskConfig { path, access, .. } } = *disk;
+    let Named { field, config: DiskConfig { path, access, .. }, id: _ } = *disk;
     if matches!(access, DiskAccess::ReadWrite | DiskAccess::ReadOnly) {
         return Ok(Box::new(check(disk)?));
     }
@@ -253,7 +252,7 @@ fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioE
     Ok(Box::new(overlay.map_err(|error| overlay_error(field, path, error))?))
 }
 
-fn overlay_size(access: DiskAccess) -> OverlaySize {
+pub(super) fn overlay_size(access: DiskAccess) -> OverlaySize {
     match access {
         DiskAccess::ReadWrite | DiskAccess::ReadOnly => OverlaySize::Unlimited,
         DiskAccess::Overlay { max_bytes } => max_bytes.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
@@ -261,13 +260,13 @@ fn overlay_size(access: DiskAccess) -> OverlaySize {
 }
 
 /// Makes the file of an overlay.
-fn layer(folder: &Path) -> Result<OverlayLayer<'_>, OverlayError> {
+pub(super) fn layer(folder: &Path) -> Result<OverlayLayer<'_>, OverlayError> {
     let file = nameless_file::create_in(folder);
     let failed = |source| OverlayError::Layer { folder: folder.to_owned(), source };
     file.map(|file| OverlayLayer { file, folder }).map_err(failed)
 }
 
-fn overlay_error(field: Field, path: &Path, error: OverlayError) -> VirtioError {
+pub(super) fn overlay_error(field: Field, path: &Path, error: OverlayError) -> VirtioError {
     let path = path.to_owned();
     match error {
         OverlayError::Base(source) => VirtioError::Disk { field, path, source },
@@ -277,7 +276,7 @@ fn overlay_error(field: Field, path: &Path, error: OverlayError) -> VirtioError 
 
 /// Opens a disk's file as the device would; under an overlay it is only read.
 pub(super) fn check(disk: &Named<'_, DiskConfig>) -> Result<RawDisk, VirtioError> {
-    let Named { field, config } = *disk;
+    let Named { field, config, id: _ } = *disk;
     let lock = match config.access {
         DiskAccess::ReadWrite => FileLock::Exclusive,
         DiskAccess::ReadOnly | DiskAccess::Overlay { .. } => FileLock::Shared,

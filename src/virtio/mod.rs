@@ -5,16 +5,19 @@
 //! somebody on the host talks to it.
 
 mod balloon;
+mod branch;
 mod console;
 mod device_thread;
 mod disk;
 mod net;
+mod repoint;
 mod rng;
 mod spec;
 mod state;
+mod template;
 mod vsock;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,12 +41,20 @@ use coracle_image::rootfs::Root;
 use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub(crate) use branch::{BranchError, NewLayers};
+pub(crate) use console::ConsoleSpec;
 use device_thread::DeviceThread;
-pub(crate) use disk::{BranchDiskError, NewLayers, TemplateDisk};
+pub(crate) use disk::made_config;
+pub use repoint::RepointError;
+pub(crate) use repoint::Repointed;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
+pub use template::DeviceInfo;
+pub(crate) use template::{Content, KnownDisk, KnownNet, Link, Plain, TemplateDevice};
+use vsock::ForkSocket;
+pub(crate) use vsock::SocketLink;
 pub use vsock::VsockPortError;
 
-use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
+use crate::config::{DeviceId, MacAddress, NetEnd, VmConfig};
 use crate::ending::HostFailure;
 use crate::gate::Gate;
 use crate::kvm::{Interrupts, KvmVm, WeakKvmVm};
@@ -54,20 +65,13 @@ pub(crate) type Specs<'a> = Vec<Box<dyn DeviceSpec + 'a>>;
 
 /// Returns every device of a machine, in the order in which its guest finds them.
 pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Specs<'a> {
-    let disks = [each(numbered(&config.disks, DISKS, "path")), each(root.and_then(Root::disk))];
-    specs_with(disks.into_iter().flatten().collect(), config)
-}
-
-/// Returns every device of a machine that goes on from a template with these disks.
-pub(crate) fn specs_of_fork<'a>(config: &'a VmConfig, disks: &'a [TemplateDisk]) -> Specs<'a> {
-    specs_with(each(disks), config)
-}
-
-/// Returns the devices in their order: one line for each kind.
-fn specs_with<'a>(disks: Specs<'a>, config: &'a VmConfig) -> Specs<'a> {
+    let id = || config.root.as_ref().and_then(|root| root.id.clone()).unwrap_or_else(DeviceId::of_root);
+    let root = root.and_then(Root::disk).map(|disk| disk::RootSpec { disk, id: id() });
+    let disks = [each(numbered(&config.disks, DISKS, "path")), each(root)];
+    // One line for each kind.
     let kinds = [
         // Disks come first, so that their letters in a Linux guest follow their order on the command line.
-        disks,
+        disks.into_iter().flatten().collect(),
         each(numbered(&config.nets, NETS, "end")),
         each(config.rng.then_some(rng::RngSpec)),
         each(balloon::BalloonSpec::of(config)),
@@ -104,9 +108,11 @@ pub(crate) struct VirtioDevices {
 
 /// An attached device with its transport.
 struct Attached {
+    id: DeviceId,
     transport: Arc<dyn Transport>,
     place: VirtioMmio,
     handle: Option<Handle>,
+    link: Link,
 }
 
 /// The parts of the machine to which devices are attached.
@@ -156,13 +162,23 @@ pub enum VirtioError {
         /// The cause.
         r#source: OverlayError,
     },
+    /// Two devices have the same id.
+    #[error("{second}: it has the id {id}, which another device ({first}) has; give each its own id=")]
+    IdTwice {
+        /// The setting of the first, with its value.
+        first: String,
+        /// The setting of the second, with its value.
+        second: String,
+        /// The id.
+        id: DeviceId,
+    },
     /// Two disks have the same serial number.
-    #[error("{field}: two disks have the id {id}; give each its own")]
-    DiskIdTwice {
+    #[error("{field}: two disks have the serial number {serial}; give each its own")]
+    SerialTwice {
         /// The setting of the second.
         field: Field,
         /// The serial number.
-        id: DiskId,
+        serial: String,
     },
     /// The host's end of a network card cannot be opened.
     #[error("{field} {end}: {source}")]
@@ -198,6 +214,9 @@ pub enum VirtioError {
         /// The cause.
         r#source: VsockError,
     },
+    /// A device of a machine that goes on from another one cannot be connected.
+    #[error(transparent)]
+    Repoint(#[from] RepointError),
     /// The host has run out of something that the device needs.
     #[error("{device}: the host cannot make it: {source}")]
     Host {
@@ -227,9 +246,9 @@ impl VirtioDevices {
         let chains = ChainBudget::default();
         // A vCPU starts the threads, and may be bound to CPUs that are not for them.
         let cpus = config.cpu_affinity.as_ref().and_then(|_| HostCpus::of_this_thread());
-        for (opened, place) in opened.into_iter().zip(places) {
+        for ((opened, spec), place) in opened.into_iter().zip(specs).zip(places) {
             let name = opened.device.name();
-            let device = Attached::new(opened, place, context, (&chains, &mut threads), cpus);
+            let device = Attached::new((opened, spec.id()), place, context, (&chains, &mut threads), cpus);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
         Ok(VirtioDevices { attached, threads })
@@ -283,7 +302,7 @@ impl VirtioDevices {
         self.ask_for_queues(IfLate::Continue);
         // Pause every device, even after one has failed.
         let stuck = self.attached.iter().filter(|device| device.transport.pause().is_err());
-        stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.transport.name()))
+        stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.title()))
     }
 
     /// Asks all devices at once, so that they share one time limit.
@@ -326,7 +345,7 @@ fn connect_doorbells(vm: &WeakKvmVm, base: u64, doorbells: &[Doorbell]) {
 
 impl Attached {
     fn new(
-        Opened { device, handle }: Opened,
+        (Opened { device, handle, link }, id): (Opened, DeviceId),
         place: VirtioMmio,
         context: &AttachContext<'_>,
         (chains, threads): (&ChainBudget, &mut Vec<Arc<DeviceThread>>),
@@ -344,13 +363,21 @@ impl Attached {
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));
-        Ok(Attached { transport, place, handle })
+        Ok(Attached { id, transport, place, handle, link })
+    }
+
+    /// Returns the id, and what the device is, for errors.
+    fn title(&self) -> String {
+        format!("{} ({})", self.id, self.transport.name())
     }
 
     fn stuck(&self) -> HostFailure {
-        HostFailure::DeviceStuck { device: self.transport.name(), limit: HAND_BACK_LIMIT }
+        HostFailure::DeviceStuck { device: self.title(), limit: HAND_BACK_LIMIT }
     }
 }
+
+/// The kinds of devices that have no end on the host.
+pub(crate) const PLAIN: [&Plain; 2] = [&rng::PLAIN, &balloon::PLAIN];
 
 /// Checks that the devices of `config` fit together and that its disks can be used, by opening and closing
 /// the disks.
@@ -380,20 +407,40 @@ fn check_together(config: &VmConfig, specs: &Specs<'_>) -> Result<(), VirtioErro
     if let Some(first) = specs.get(most) {
         return Err(VirtioError::TooMany { first: first.setting(), wanted, most });
     }
-    check_ids(config)?;
+    check_ids(specs)?;
+    check_serials(config)?;
     net::check_each_is_its_own(&config.nets)
 }
 
-/// Refuses two disks with the same serial number: a guest that looks for one could not tell them apart.
-fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
-    let mut seen = HashSet::new();
-    for Named { field, config } in numbered(&config.disks, DISKS, "id") {
-        if let Some(id) = config.id.as_ref().filter(|id| !seen.insert(*id)) {
-            return Err(VirtioError::DiskIdTwice { field, id: id.clone() });
+/// Refuses two devices with the same id.
+fn check_ids(specs: &Specs<'_>) -> Result<(), VirtioError> {
+    let mut seen = HashMap::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let first = seen.insert(spec.id(), index).and_then(|first| specs.get(first));
+        if let Some(first) = first {
+            return Err(VirtioError::IdTwice {
+                first: first.setting(),
+                second: spec.setting(),
+                id: spec.id(),
+            });
         }
     }
     Ok(())
 }
 
+/// Refuses two disks with the same serial number: a guest that looks for one could not tell them apart.
+fn check_serials(config: &VmConfig) -> Result<(), VirtioError> {
+    let mut seen = HashSet::new();
+    for Named { field, config, id: _ } in numbered(&config.disks, DISKS, "serial") {
+        let serial = config.shown_serial();
+        if !serial.is_empty() && !seen.insert(serial) {
+            return Err(VirtioError::SerialTwice { field, serial: serial.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod repoint_tests;
 #[cfg(test)]
 mod tests;

@@ -3,35 +3,66 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use coracle_arch::field::NETS;
+use coracle_arch::field::{Field, NETS};
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
 use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
 use super::spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
+use super::template::{KnownNet, Link};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::{NetConfig, NetEnd};
+use crate::config::{DeviceId, NetConfig, NetEnd};
 
 impl DeviceSpec for Named<'_, NetConfig> {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
-        let Named { field, config: NetConfig { end, mac, mtu, poll } } = *self;
-        let backend = backend(end).map_err(|source| VirtioError::Net { field, end: end.clone(), source })?;
-        let settings = NetSettings {
-            name: format!("net {end}"),
-            mac: mac.unwrap_or_else(MacAddress::random),
-            mtu: *mtu,
-            poll: *poll,
-        };
-        let net = Arc::new(Net::new(settings, backend));
-        Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)) })
+        opened(self.field, self.config)
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
     }
 
     fn module(&self) -> &'static str {
-        "virtio_net"
+        MODULE
     }
 
     fn setting(&self) -> String {
         format!("{} {}", self.field, self.config.end)
     }
+}
+
+/// A network card of a machine that goes on from another one.
+pub(super) struct ForkNet<'a> {
+    pub(super) id: &'a DeviceId,
+    pub(super) field: Field,
+    pub(super) config: NetConfig,
+}
+
+impl DeviceSpec for ForkNet<'_> {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
+        opened(self.field, &self.config)
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
+    }
+
+    fn module(&self) -> &'static str {
+        MODULE
+    }
+
+    fn setting(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+fn opened(field: Field, config: &NetConfig) -> Result<Opened, VirtioError> {
+    let NetConfig { end, mac, mtu, poll, id: _ } = config;
+    let backend = backend(end).map_err(|source| VirtioError::Net { field, end: end.clone(), source })?;
+    let mac = mac.unwrap_or_else(MacAddress::random);
+    let settings = NetSettings { name: format!("net {end}"), mac, mtu: *mtu, poll: *poll };
+    let net = Arc::new(Net::new(settings, backend));
+    let link = Link::Net(KnownNet { mac, mtu: *mtu }, config.clone());
+    Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)), link })
 }
 
 impl VirtioDevices {
@@ -56,7 +87,7 @@ fn backend(end: &NetEnd) -> Result<Box<dyn NetBackend>, NetOpenError> {
 /// Refuses two cards with the same MAC address, or with the same end if only one card can use it.
 pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioError> {
     let mut addresses = HashSet::new();
-    for Named { field, config } in numbered(nets, NETS, "mac") {
+    for Named { field, config, id: _ } in numbered(nets, NETS, "mac") {
         if let Some(mac) = config.mac.filter(|mac| !addresses.insert(*mac)) {
             return Err(VirtioError::MacTwice { field, mac });
         }
@@ -70,3 +101,6 @@ pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioErro
     }
     Ok(())
 }
+
+/// The module that drives a card in a stock Linux.
+const MODULE: &str = "virtio_net";

@@ -5,22 +5,53 @@ use std::sync::Arc;
 use coracle_arch::field::Field;
 use coracle_devices::virtio::VirtioDevice;
 
+use super::template::Link;
 use super::{Handle, VirtioError};
+use crate::config::{DeviceId, DiskConfig, NetConfig};
 use crate::gate::Gate;
 
-/// The configured value, and the setting that errors name.
+/// The configured value, the setting that errors name, and the id of the device.
 pub(crate) struct Named<'a, T> {
     pub field: Field,
     pub config: &'a T,
+    pub id: DeviceId,
+}
+
+/// The configuration of a device of a kind of which a machine can have several.
+pub(crate) trait Listed {
+    /// The start of the default ids.
+    const KIND: &'static str;
+
+    /// Returns the configured id.
+    fn id(&self) -> Option<&DeviceId>;
+}
+
+impl Listed for DiskConfig {
+    const KIND: &'static str = "disk";
+
+    fn id(&self) -> Option<&DeviceId> {
+        self.id.as_ref()
+    }
+}
+
+impl Listed for NetConfig {
+    const KIND: &'static str = "net";
+
+    fn id(&self) -> Option<&DeviceId> {
+        self.id.as_ref()
+    }
 }
 
 /// The items of a list of settings; errors about one name its `key`.
-pub(super) fn numbered<'a, T>(
+pub(super) fn numbered<'a, T: Listed>(
     items: &'a [T],
     list: Field,
     key: &'static str,
 ) -> impl Iterator<Item = Named<'a, T>> {
-    items.iter().enumerate().map(move |(index, config)| Named { field: list.item(index, key), config })
+    items.iter().enumerate().map(move |(index, config)| {
+        let id = config.id().cloned().unwrap_or_else(|| DeviceId::numbered(T::KIND, index));
+        Named { field: list.item(index, key), config, id }
+    })
 }
 
 /// A configured device that has not been opened yet.
@@ -30,6 +61,9 @@ pub(crate) trait DeviceSpec {
     /// # Errors
     /// The back end is not available.
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError>;
+
+    /// Returns the id of the device.
+    fn id(&self) -> DeviceId;
 
     /// Returns the name of the module that drives the device in a stock Linux, besides `virtio_mmio`.
     fn module(&self) -> &'static str;
@@ -41,6 +75,10 @@ pub(crate) trait DeviceSpec {
 impl<T: DeviceSpec + ?Sized> DeviceSpec for &T {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         (**self).open(context)
+    }
+
+    fn id(&self) -> DeviceId {
+        (**self).id()
     }
 
     fn module(&self) -> &'static str {
@@ -64,11 +102,6 @@ pub(crate) struct Opened {
     pub device: Arc<dyn VirtioDevice>,
     /// The host's side, for a device that the host or its programs use.
     pub handle: Option<Handle>,
-}
-
-impl Opened {
-    /// Creates the result for a device that only its guest uses.
-    pub(crate) fn without_handle(device: impl VirtioDevice + 'static) -> Opened {
-        Opened { device: Arc::new(device), handle: None }
-    }
+    /// The properties of the device for machines that go on from this one.
+    pub link: Link,
 }

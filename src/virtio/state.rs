@@ -11,27 +11,21 @@ impl VirtioDevices {
     /// # Errors
     /// The name of the first device of which it cannot.
     pub(crate) fn check_can_be_saved(&self) -> Result<(), String> {
-        let mut transports = self.attached.iter().map(|device| &device.transport);
-        let refused = transports.find(|transport| !transport.can_be_saved());
-        refused.map_or(Ok(()), |transport| Err(transport.name()))
+        let refused = self.attached.iter().find(|device| !device.transport.can_be_saved());
+        refused.map_or(Ok(()), |device| Err(device.title()))
     }
 
-    /// Returns the name of the first device; `None` if there are no devices.
-    pub(crate) fn first_name(&self) -> Option<String> {
-        self.attached.first().map(|device| device.transport.name())
-    }
-
-    /// Returns the states of the devices with their names, in their order, after a
+    /// Returns the states of the devices with their ids, in their order, after a
     /// [pause](VirtioDevices::pause) and before the guest's memory is saved.
     ///
     /// # Errors
     /// The name of the first device that has no state: its kind has none, or the device did not stop.
     pub(crate) fn save(&self) -> Result<Vec<(String, SavedDevice)>, String> {
-        let save = |transport: &dyn super::Transport| {
-            let name = transport.name();
-            transport.save().map(|state| (name.clone(), state)).ok_or(name)
+        let save = |device: &super::Attached| {
+            let state = device.transport.save();
+            state.map(|state| (device.id.to_string(), state)).ok_or_else(|| device.title())
         };
-        self.attached.iter().map(|device| save(&*device.transport)).collect()
+        self.attached.iter().map(save).collect()
     }
 
     /// Puts the devices into their states, so that a [resume](VirtioDevices::resume) starts those that their
@@ -45,17 +39,16 @@ impl VirtioDevices {
         let mut states = states.iter();
         let mut steps = Vec::new();
         for device in &self.attached {
-            let name = device.transport.name();
-            let Some((saved_name, state)) = states.next() else {
-                return Err(StateError::MissingDevice { device: name.into() });
+            let Some((id, state)) = states.next() else {
+                return Err(StateError::MissingDevice { device: device.title().into() });
             };
-            if *saved_name != name {
-                return Err(StateError::unknown_device(saved_name));
+            if *id != device.id.as_str() {
+                return Err(StateError::unknown_device(id));
             }
-            steps.push(device.transport.prepare(state).map_err(|error| error.of_device(name))?);
+            steps.push(device.transport.prepare(state).map_err(|error| error.of_device(device.title()))?);
         }
-        if let Some((name, _)) = states.next() {
-            return Err(StateError::unknown_device(name));
+        if let Some((id, _)) = states.next() {
+            return Err(StateError::unknown_device(id));
         }
         steps.into_iter().for_each(Restoration::apply);
         Ok(())

@@ -47,9 +47,21 @@ fn devices_that_do_not_go_together_are_refused_with_the_setting_to_change() {
         check(&config).unwrap_err().to_string()
     };
     let disks = |config: &mut VmConfig| {
-        config.disks = ["a,id=x", "b", "c,id=x"].map(|text| text.parse().unwrap()).into();
+        config.disks = ["a,serial=x", "b", "c,id=x"].map(|text| text.parse().unwrap()).into();
     };
-    assert_eq!(refused(&disks), "disks[2].id: two disks have the id x; give each its own");
+    assert_eq!(refused(&disks), "disks[2].serial: two disks have the serial number x; give each its own");
+    let ids = |config: &mut VmConfig| {
+        config.disks = ["a,id=disk1,serial=x", "b"].map(|text| text.parse().unwrap()).into();
+    };
+    let said = "disks[1].path b: it has the id disk1, which another device (disks[0].path a) has; \
+                give each its own id=";
+    assert_eq!(refused(&ids), said);
+    let kinds = |config: &mut VmConfig| {
+        config.rng = true;
+        config.nets = vec!["tap=t,id=rng0".parse().unwrap()];
+    };
+    let said = "rng: it has the id rng0, which another device (nets[0].end tap=t) has; give each its own id=";
+    assert_eq!(refused(&kinds), said);
     let nets = |config: &mut VmConfig, texts: [&str; 2]| {
         config.nets = texts.map(|text| text.parse().unwrap()).into();
     };
@@ -80,31 +92,43 @@ fn states_are_those_of_the_same_devices_in_the_same_order() {
     let mut config = VmConfig::new("kernel");
     (config.rng, config.balloon) = (true, true);
     let states = attach(&config).save().unwrap();
-    assert!(states.iter().map(|(name, _)| name.as_str()).eq(["rng", "balloon"]));
+    assert!(states.iter().map(|(name, _)| name.as_str()).eq(["rng0", "balloon0"]));
     assert_eq!(attach(&config).restore(&states), Ok(()));
     let refused = |change: &dyn Fn(&mut States)| {
         let mut states = states.clone();
         change(&mut states);
         attach(&config).restore(&states).unwrap_err().to_string()
     };
-    let missing = "the state of balloon is missing; a machine is restored with the states of all its devices";
+    let missing = "the state of balloon0 (balloon) is missing; \
+                   a machine is restored with the states of all its devices";
     assert_eq!(refused(&|states| states.truncate(1)), missing);
-    let unknown = "there is a state of a device 'balloon', which this machine does not have";
+    let unknown = "there is a state of a device 'balloon0', which this machine does not have";
     assert_eq!(refused(&|states| states.reverse()), unknown);
     assert_eq!(refused(&|states| states.extend(states.last().cloned())), unknown);
-    let kind = "balloon: field `kind` is 0x4: always 0x5 here";
+    let kind = "balloon0 (balloon): field `kind` is 0x4: always 0x5 here";
     assert_eq!(refused(&|states| states[1].1 = states[0].1.clone()), kind);
 }
 
 #[test]
-fn devices_whose_states_cannot_be_saved_are_named() {
+fn every_device_has_a_state() {
     let mut config = VmConfig::new("kernel");
-    (config.rng, config.console) = (true, ConsoleDevice::Virtio);
-    assert_eq!(attach(&config).check_can_be_saved(), Ok(()));
+    (config.rng, config.balloon, config.console) = (true, true, ConsoleDevice::Virtio);
     config.vsock = Some("cid=7".parse().unwrap());
+    let (end, _peer) = UnixStream::pair().unwrap();
+    config.nets = vec![format!("fd={},id=lan", end.as_raw_fd()).parse().unwrap()];
     let devices = attach(&config);
-    assert_eq!(devices.check_can_be_saved(), Err("vsock".to_owned()));
-    assert_eq!(devices.save().err(), Some("vsock".to_owned()));
+    assert_eq!(devices.check_can_be_saved(), Ok(()));
+    let states = devices.save().unwrap();
+    let ids: Vec<_> = states.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["lan", "rng0", "balloon0", "console0", "vsock0"]);
+    let infos: Vec<_> = devices.template().iter().map(TemplateDevice::info).collect();
+    let kinds: Vec<_> = infos.iter().map(|info| (info.kind, info.needs_host)).collect();
+    let nothing = ["rng", "balloon", "console", "vsock"].map(|kind| (kind, false));
+    assert_eq!(kinds, [&[("net", true)][..], &nothing].concat());
+    assert_eq!(infos[0].recorded, Some(format!("fd={}", end.as_raw_fd())));
+    assert_eq!(infos[4].recorded, Some("cid=7".to_owned()));
+    // The first machine's descriptors are nobody's.
+    std::mem::forget((end, devices));
 }
 
 /// The states of a machine's devices, with their names.

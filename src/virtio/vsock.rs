@@ -2,6 +2,7 @@
 //! guest's ports.
 
 use std::os::unix::net::UnixStream;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use coracle_devices::virtio::listener::{ListenError, PortListener};
 use coracle_devices::virtio::vsock::{ConnectError, Vsock};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::{Link, absolute};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::VsockConfig;
+use crate::config::{ConfigError, DeviceId, VsockConfig};
 
 /// Why this program and a port of the guest cannot be connected.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +44,12 @@ impl DeviceSpec for VsockConfig {
         let device = Vsock::new(self.cid, self.uds.as_deref());
         let device = device.map_err(|source| VirtioError::Vsock { option: self.to_string(), source })?;
         let device = Arc::new(device);
-        Ok(Opened { device: device.clone(), handle: Some(Handle::Vsock(device)) })
+        let link = Link::Socket(SocketLink(self.clone()));
+        Ok(Opened { device: device.clone(), handle: Some(Handle::Vsock(device)), link })
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone().unwrap_or_else(|| DeviceId::numbered(SocketLink::KIND, 0))
     }
 
     fn module(&self) -> &'static str {
@@ -51,6 +58,58 @@ impl DeviceSpec for VsockConfig {
 
     fn setting(&self) -> String {
         format!("{FIELD} {self}")
+    }
+}
+
+/// The vsock device of a machine, for those that go on from it.
+#[derive(Debug, Clone)]
+pub(crate) struct SocketLink(pub(crate) VsockConfig);
+
+impl SocketLink {
+    /// The name of the kind, and of the method that names another socket.
+    pub(crate) const KIND: &'static str = "vsock";
+
+    /// Returns the configuration as text, with an absolute path.
+    pub(super) fn recorded(&self) -> String {
+        let uds = self.0.uds.as_deref().map(absolute);
+        VsockConfig { uds, id: None, ..self.0.clone() }.to_string()
+    }
+
+    /// Returns whether it has a socket on the host.
+    pub(super) fn needs_host(&self) -> bool {
+        self.0.uds.is_some()
+    }
+}
+
+impl FromStr for SocketLink {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        text.parse().map(SocketLink)
+    }
+}
+
+/// The vsock device of a machine that goes on from another one, whose id stays.
+pub(super) struct ForkSocket<'a> {
+    pub(super) id: &'a DeviceId,
+    pub(super) config: &'a SocketLink,
+}
+
+impl DeviceSpec for ForkSocket<'_> {
+    fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
+        self.config.0.open(context)
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
+    }
+
+    fn module(&self) -> &'static str {
+        self.config.0.module()
+    }
+
+    fn setting(&self) -> String {
+        self.config.0.setting()
     }
 }
 

@@ -53,8 +53,8 @@ pub use platform::{LegacyPlatform, PlatformError};
 pub use registers::RegistersError;
 use shared::Shared;
 pub use snapshot::{
-    Fork, GuestTime, Restore, SnapshotError, SnapshotInfo, Template, check, check_free, info, merge,
-    read_manifest, read_state,
+    Fork, GuestTime, RecordedDevice, Restore, SnapshotError, SnapshotInfo, Template, check, check_free, info,
+    merge, read_manifest, read_state,
 };
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ pub(super) struct Shared {
     pub(super) requests: Requests,
     /// Set once the machine ends in order to become a template.
     pub(super) freezing: Mutex<Option<Freezing>>,
+    /// Whether the devices stay off their queues for a snapshot that is being copied. It changes under the
+    /// lock of the vCPUs.
+    pub(super) devices_are_kept: AtomicBool,
     pub(super) console_path: Option<PathBuf>,
     /// The destination of this machine's log lines.
     pub(super) journal: Arc<Journal>,
@@ -62,6 +66,7 @@ impl Shared {
             events: Subscribers::default(),
             requests: Requests::default(),
             freezing: Mutex::new(None),
+            devices_are_kept: AtomicBool::new(false),
             console_path,
             journal: Journal::current(),
             outcome: Mutex::new(None),
@@ -120,7 +125,9 @@ impl Shared {
         let _no_reset = self.vcpus();
         // The devices of a machine that becomes a template stay off its memory.
         let is_freezing = self.freezing.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if let Some(virtio) = self.virtio().filter(|_| !is_freezing) {
+        // Those of a machine that is being saved go on when it does.
+        let stay = is_freezing || self.devices_are_kept.load(Ordering::Acquire);
+        if let Some(virtio) = self.virtio().filter(|_| !stay) {
             virtio.resume();
         }
         self.gate.open();

@@ -25,7 +25,7 @@ fn stock_linux_talks_both_ways_and_100_mb_come_back() {
     let config = VmConfig {
         initrds: vec![data(GuestData::GuestInitramfs)],
         cmdline: default_cmdline_with(["quiet", "coracle.init=echo"]),
-        vsock: Some(VsockConfig { cid: 42, uds: Some(path.clone()) }),
+        vsock: Some(VsockConfig { cid: 42, uds: Some(path.clone()), id: None }),
         timeout: Some(Duration::from_secs(100)),
         ..VmConfig::new(data(GuestData::GuestVmlinux))
     };

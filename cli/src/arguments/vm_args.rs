@@ -43,8 +43,8 @@ flags! {
         initrds: Vec<PathBuf>,
         /// Root file system: a directory, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or
         /// squashfs, which stays unmodified; or path=PATH followed by a comma-separated list of rw (writes go
-        /// to the ext4 image), cow-size=SIZE, as=initramfs or as=disk, and keep-ids. Here and in every list
-        /// with a path, `,,` stands for a comma in the path
+        /// to the ext4 image), cow-size=SIZE, as=initramfs or as=disk, keep-ids, and id=ID. Here and in every
+        /// list with a path, `,,` stands for a comma in the path
         #[arg(long, value_name = "ROOT")]
         root: Option<RootConfig>,
         /// Directory of the kernel's modules (lib/modules, or its subdirectory for the release), to load
@@ -82,13 +82,13 @@ flags! {
         memory: Option<MemoryConfig>,
         /// Disk: the path of a raw image or block device, or path=PATH followed by a comma-separated list of
         /// ro (read-only), cow (writes go to a private overlay) with cow-size=SIZE, engine=sync (the default)
-        /// or io_uring, poll=off or a time such as 32us, queues=N, id=TEXT, and on-error=report or pause; can
-        /// be repeated
+        /// or io_uring, poll=off or a time such as 32us, queues=N, id=ID (its name in snapshots, and its
+        /// serial number), serial=TEXT, and on-error=report or pause; can be repeated
         #[arg(long = "disk", value_name = "DISK")]
         disks: Vec<DiskConfig>,
         /// Network card: tap=NAME, fd=NUMBER (an open tap or Unix stream socket) or socket=PATH (passt,
-        /// gvproxy, QEMU's stream), followed by a comma-separated list of mac=ADDRESS, mtu=BYTES, and
-        /// poll=off or a time such as 32us; none for no card; can be repeated
+        /// gvproxy, QEMU's stream), followed by a comma-separated list of mac=ADDRESS, mtu=BYTES,
+        /// poll=off or a time such as 32us, and id=ID; none for no card; can be repeated
         #[arg(long = "net", value_name = "END")]
         nets: Vec<NetChoice>,
         /// Give the guest an entropy device, which supplies the host's random numbers (virtio-rng)
@@ -99,7 +99,7 @@ flags! {
         balloon: bool,
         /// Connect ports of the guest to Unix sockets of the host (virtio-vsock): with uds=PATH, programs
         /// connect to PATH and write `CONNECT PORT`, and the guest's connections to a port go to PATH_PORT;
-        /// cid=NUMBER sets the guest's address [default cid: 3]
+        /// cid=NUMBER sets the guest's address [default cid: 3], and id=ID the device's name in snapshots
         #[arg(long, value_name = "VSOCK")]
         vsock: Option<VsockConfig>,
         /// How long the guest, or a command in it, may run, as in 20s or 5m; or none [default: none; with

@@ -20,6 +20,7 @@ fn manifest() -> Manifest {
         },
         machine: MachineFacts::of(&config),
         parent: None,
+        devices: Vec::new(),
         state: FileFacts { bytes: 9, sha256: Hash::of(b"state") },
         memory: FileFacts { bytes: 10, sha256: Hash::of(b"memory") },
     }

@@ -33,14 +33,14 @@ pub fn read_state(file: &[u8], vcpus: u8, memory_mib: u64) -> Result<Vec<u8>, Sn
         Err(StateFileError::MissingSection { name: RamContent::WHOLE }) => decode(true),
         result => result,
     };
-    let StateFile { machine, ram, subject } = decoded.map_err(|error| at.state(error))?;
+    let StateFile { machine, ram, subject, devices } = decoded.map_err(|error| at.state(error))?;
     let empty = coracle_arch::nameless_file::create_in_memory(c"fuzzed", 0).map_err(at.read("memory"))?;
     let below = matches!(ram, RamContent::Changes(_)).then(|| FrozenRam::zeroes(memory.into()));
     if ram.clone().of_file(memory.into(), empty, below.as_ref()).is_none() {
         return Err(at.state(StateFileError::Ram { ram: memory.bytes() }).into());
     }
     check_legacy(at.0, &machine.legacy)?;
-    Ok(encode_state(&id, &sections::encode(&machine, &ram, &subject)))
+    Ok(encode_state(&id, &sections::encode(&machine, &ram, &subject, &devices)))
 }
 
 /// Reads the file `manifest.json`. Returns what would be written for the same snapshot.

@@ -6,7 +6,7 @@ use super::{Fork, SnapshotError, Template, TemplateParts};
 use crate::gate::GateState;
 use crate::kvm::Kvm;
 use crate::memory::{FrozenRam, MemoryError, NextLayer};
-use crate::virtio::{BranchDiskError, NewLayers};
+use crate::virtio::NewLayers;
 use crate::vm::machine::{Guest, Machine};
 use crate::vm::shared::Shared;
 use crate::vm::{BuildError, Vm, VmHandle};
@@ -44,15 +44,27 @@ impl VmHandle {
     /// since the last such call, is copied. Both machines then share what was copied, and what they do not
     /// write to. Disks with an overlay go on with a new one each, which has the limit of the first.
     ///
+    /// A disk that the guest writes to without one, a network card, and a vsock device with a socket need an
+    /// end on the host for the new machine, as in [`Template::fork`]: [`Fork::disk`], [`Fork::net`],
+    /// [`Fork::vsock`]. The copy of such a disk is older than the call, so the guest must not write to it
+    /// meanwhile.
+    ///
     /// What the guest's console had not printed yet is printed by this machine alone.
     ///
     /// # Errors
     /// The machine has ended, has not been started, or is paused; another snapshot of it is being made; it
-    /// has a device whose state cannot be saved, or memory in reserved huge pages; or the new machine cannot
-    /// be built. This machine runs on.
+    /// has a device whose state cannot be saved, or memory in reserved huge pages; or a device of the new
+    /// machine has no end on the host, or the new machine cannot be built. This machine runs on.
     pub fn branch(&self, adapt: impl FnOnce(Fork) -> Fork) -> Result<Vm, SnapshotError> {
+        let look = |shared: &Shared, machine: &Machine| {
+            freeze::check(shared, machine)?;
+            Ok::<_, SnapshotError>((machine.config.clone(), machine.virtio.template()))
+        };
+        // While the guest still runs, so that what cannot be shared is refused without a pause.
+        let (config, devices) = self.shared.with_machine(look).ok_or(SnapshotError::Ended)??;
+        let fork = adapt(Fork::new(config));
+        fork.check(&devices)?;
         let template = self.to_template()?;
-        let fork = adapt(Fork::new(template.config().clone()));
         let restored = Restored::new(&template.parts, &fork)?;
         let vm = fork.build(&template.parts, restored, None)?;
         vm.handle().resume();
@@ -120,12 +132,9 @@ fn template(shared: &Shared, machine: &Machine, layers: NewLayers) -> Result<Tem
     let _devices = StoppedDevices::new(&machine.virtio)?;
     let state = freeze::save(&shared.gate, machine, &vcpus, kvm.state_format()?)?;
     let ram = share(shared, guest, layer, &mut before)?;
-    let disks = machine.virtio.branch_disks(layers).map_err(|error| match error {
-        BranchDiskError::Refused(device) => SnapshotError::Device { device },
-        BranchDiskError::Layer(error) => BuildError::from(error).into(),
-    })?;
+    let devices = machine.virtio.branch(layers)?;
     let (config, subject, recipe) = (machine.config.clone(), machine.subject.clone(), machine.recipe.clone());
     Ok(Template {
-        parts: TemplateParts { config, state, ram, disks, subject, recipe, kvm, origin: None }.into(),
+        parts: TemplateParts { config, state, ram, devices, subject, recipe, kvm, origin: None }.into(),
     })
 }

@@ -10,12 +10,13 @@ use coracle_devices::irq::{MsiMessage, MsiSink};
 use coracle_devices::state::SavedState;
 use serde::Serialize;
 
-use super::SnapshotError;
 use super::restore::Own;
 use super::sections::RamContent;
+use super::{SnapshotError, virtio};
 use crate::memory::{FrozenRam, FrozenRegion};
 use crate::snapshot_files::{
-    At, HostFacts, MachineFacts, Manifest, ParentFacts, SnapshotId, StateFileError, Summary, check_memory,
+    At, DeviceFacts, HostFacts, MachineFacts, Manifest, ParentFacts, SnapshotId, StateFileError, Summary,
+    check_disk, check_memory,
 };
 use crate::vm::BuildError;
 use crate::vm::platform::Platform;
@@ -40,6 +41,24 @@ pub struct SnapshotInfo {
     pub machine: MachineFacts,
     /// The snapshot over which this one lies; `None` if this one has all memory.
     pub parent: Option<ParentFacts>,
+    /// Its virtio devices, with their connections to that host.
+    pub devices: Vec<RecordedDevice>,
+}
+
+/// A virtio device as the manifest of a snapshot has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RecordedDevice {
+    /// The id.
+    pub id: String,
+    /// The kind: `disk`, `net`, `vsock`, `console`, `rng` or `balloon`.
+    pub kind: String,
+    /// The connection to the host of the first machine, in the form of the command's options, with an
+    /// absolute path; `None` if there is nothing to connect.
+    pub recorded: Option<String>,
+    /// Whether the snapshot has blocks of the disk: those that the guest has written to its overlay, or all
+    /// of them.
+    pub has_blocks: bool,
 }
 
 /// Returns the facts about the snapshot in the folder at `path`. Only its manifest is read.
@@ -65,9 +84,9 @@ pub fn info(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
 /// The first thing that is missing, damaged or not possible, by file and place.
 pub fn check(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
     let path = path.as_ref();
-    let Own { path: _, manifest, state, content, memory, stored_bytes } = Own::open(path)?;
+    let Own { path: _, manifest, state, content, memory, disks, stored_bytes } = Own::open(path)?;
     check_legacy(path, &state.machine.legacy)?;
-    let config = manifest.machine.config().map_err(|error| At(path).manifest(error))?;
+    let mut config = manifest.machine.config().map_err(|error| At(path).manifest(error))?;
     let bytes = config.memory.bytes();
     let file = memory.try_clone().map_err(At(path).read("memory"))?;
     let is_whole = matches!(content, RamContent::Whole(_));
@@ -78,6 +97,9 @@ pub fn check(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
     let all = iter::once(0..bytes).filter(|_| !is_whole);
     let content: Vec<Range<u64>> = all.chain(ram.regions().iter().flat_map(in_file)).collect();
     check_memory(path, &manifest, &file, &content)?;
+    let stored = manifest.devices.iter().filter(|device| device.stored.is_some());
+    stored.zip(&disks).try_for_each(|(device, file)| check_disk(path, device, file))?;
+    virtio::load(path, &state.devices, &manifest.devices, disks, &mut config)?;
     Ok(Summary { manifest, stored_bytes }.into())
 }
 
@@ -97,8 +119,17 @@ pub(super) fn check_legacy(path: &Path, states: &[(String, SavedState)]) -> Resu
 impl From<Summary> for SnapshotInfo {
     fn from(summary: Summary) -> SnapshotInfo {
         let Summary { manifest, stored_bytes } = summary;
-        let Manifest { format, id, made_by, created, host, machine, parent, state: _, memory: _ } = manifest;
-        SnapshotInfo { id, format, made_by, created, stored_bytes, host, machine, parent }
+        let Manifest { format, id, made_by, created, host, machine, parent, devices, state: _, memory: _ } =
+            manifest;
+        let devices = devices.into_iter().map(RecordedDevice::from).collect();
+        SnapshotInfo { id, format, made_by, created, stored_bytes, host, machine, parent, devices }
+    }
+}
+
+impl From<DeviceFacts> for RecordedDevice {
+    fn from(facts: DeviceFacts) -> RecordedDevice {
+        let DeviceFacts { id, kind, recorded, file: _, stored } = facts;
+        RecordedDevice { id, kind, recorded, has_blocks: stored.is_some() }
     }
 }
 

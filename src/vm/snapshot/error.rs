@@ -11,6 +11,7 @@ use crate::exit_code;
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
 use crate::snapshot_files::{SnapshotFileError, SnapshotId};
+use crate::virtio::{BranchError, RepointError};
 use crate::vm::BuildError;
 use crate::vm::build_error::of_kvm;
 use crate::vm::vcpus::STOP_LIMIT;
@@ -31,18 +32,10 @@ pub enum SnapshotError {
     Paused,
     /// The machine has a device whose state cannot be saved.
     #[error(
-        "snapshot: the state of the device {device} cannot be saved; leave the device out, or make a disk \
-         read-only or keep its writes in an overlay"
+        "snapshot: the state of the device {device} cannot be saved; leave it out, or, if it is a disk with 64 \
+         overlays over each other, let a machine go on from its last snapshot in files"
     )]
     Device {
-        /// The name of the device.
-        device: String,
-    },
-    /// The machine has a device whose state cannot be written to a file.
-    #[error(
-        "snapshot: the state of the device {device} cannot be written to files yet; leave the device out"
-    )]
-    DeviceToFile {
         /// The name of the device.
         device: String,
     },
@@ -131,6 +124,9 @@ pub enum SnapshotError {
         /// The missing features; at most 64.
         features: Vec<CpuFeature>,
     },
+    /// A device cannot be connected to the host.
+    #[error(transparent)]
+    Repoint(#[from] RepointError),
     /// A fork cannot be built.
     #[error("fork {index}: {source}")]
     Fork {
@@ -142,6 +138,15 @@ pub enum SnapshotError {
     /// A part of a fork cannot be built as that of any machine.
     #[error(transparent)]
     Build(Box<BuildError>),
+}
+
+impl From<BranchError> for SnapshotError {
+    fn from(error: BranchError) -> SnapshotError {
+        match error {
+            BranchError::Refused(device) => SnapshotError::Device { device },
+            BranchError::Layer(error) => BuildError::from(error).into(),
+        }
+    }
 }
 
 impl SnapshotError {

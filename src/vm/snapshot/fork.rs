@@ -12,7 +12,7 @@ use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
 use crate::memory::GuestRam;
 use crate::vcpu::SavedVcpu;
-use crate::virtio;
+use crate::virtio::{Repointed, TemplateDevice};
 use crate::vm::builder::{HostParts, Parts};
 use crate::vm::machine::{Guest, Machine};
 use crate::vm::outcome::Origin;
@@ -24,27 +24,28 @@ use crate::vm::{BuildError, Vm, VmBuilder};
 pub struct Fork {
     builder: VmBuilder,
     time: GuestTime,
+    pub(super) repointed: Repointed,
 }
 
 impl Fork {
     /// Connects the console to pipes: see [`VmBuilder::console_piped`].
     pub fn console_piped(self) -> Fork {
-        Fork { builder: self.builder.console_piped(), ..self }
+        self.with(VmBuilder::console_piped)
     }
 
     /// Calls `take` with the console's output: see [`VmBuilder::console_callback`].
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_callback(take), ..self }
+        self.with(|builder| builder.console_callback(take))
     }
 
     /// Sends the console's output to `writer`: see [`VmBuilder::console_writer`].
     pub fn console_writer(self, writer: impl Write + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_writer(writer), ..self }
+        self.with(|builder| builder.console_writer(writer))
     }
 
     /// Connects the console to the caller's descriptors: see [`VmBuilder::console_streams`].
     pub fn console_streams(self, streams: ConsoleStreams) -> Fork {
-        Fork { builder: self.builder.console_streams(streams), ..self }
+        self.with(|builder| builder.console_streams(streams))
     }
 
     /// Decides whether the time since the machine was saved passes for the guest. Without this, it does not.
@@ -54,7 +55,7 @@ impl Fork {
 
     /// Limits the time of the fork, which counts from its start.
     pub fn timeout(self, limit: Duration) -> Fork {
-        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)), ..self }
+        self.configure(|config| config.timeout = Some(limit))
     }
 }
 
@@ -76,6 +77,10 @@ impl Template {
     /// # }
     /// ```
     ///
+    /// Disks that the guest only reads, and copy-on-write disks, are shared. A disk that it writes to, a
+    /// network card, and a vsock device with a socket need an end on the host for each fork: [`Fork::disk`],
+    /// [`Fork::net`], [`Fork::vsock`].
+    ///
     /// # Errors
     /// The first fork that cannot be made. None of them has run.
     pub fn fork(
@@ -84,18 +89,20 @@ impl Template {
         mut adapt: impl FnMut(usize, Fork) -> Fork,
     ) -> Result<Vec<Vm>, SnapshotError> {
         let of_fork = |index| move |source| SnapshotError::Fork { index, source: Box::new(source) };
+        let forks: Vec<Fork> =
+            (0..count).map(|index| adapt(index, Fork::new(self.parts.config.clone()))).collect();
+        for (index, fork) in forks.iter().enumerate() {
+            fork.check(&self.parts.devices).map_err(of_fork(index))?;
+        }
         // KVM looks at all mappings of the process for each virtual machine that it creates, and most of
         // those of a fork are the stacks of its threads: all virtual machines come before the first thread.
-        let restore = |index| {
-            let fork = adapt(index, Fork::new(self.parts.config.clone()));
-            let restored = Restored::new(&self.parts, &fork).map_err(of_fork(index))?;
-            Ok::<_, SnapshotError>((restored, fork))
-        };
-        let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
-        let build = |(index, (restored, fork)): (usize, (Restored, Fork))| {
+        let restore = |(index, fork)| Restored::new(&self.parts, fork).map_err(of_fork(index));
+        let restored = forks.iter().enumerate().map(restore).collect::<Result<Vec<_>, _>>()?;
+        let build = |(index, (fork, restored)): (usize, (Fork, Restored))| {
             fork.build(&self.parts, restored, Some(index)).map_err(of_fork(index))
         };
-        let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
+        let forks = forks.into_iter().zip(restored).enumerate();
+        let forks = forks.map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
         Ok(forks)
     }
@@ -124,7 +131,7 @@ impl Fork {
 
     /// Begins with the settings of a machine of this configuration.
     pub(super) fn new(config: VmConfig) -> Fork {
-        Fork { builder: VmBuilder::new(config), time: GuestTime::default() }
+        Fork { builder: VmBuilder::new(config), time: GuestTime::default(), repointed: Repointed::default() }
     }
 
     /// Returns the same settings for a machine of another configuration, from which no connection to the host
@@ -139,15 +146,24 @@ impl Fork {
             serial: own.serial.clone(),
             ..config.clone()
         };
-        Fork { builder: self.builder.configure(|own| *own = config), ..self }
+        self.configure(|own| *own = config)
+    }
+
+    fn with(self, change: impl FnOnce(VmBuilder) -> VmBuilder) -> Fork {
+        Fork { builder: change(self.builder), ..self }
+    }
+
+    /// Checks that all devices of a machine can be connected, as far as this is known without the host.
+    pub(super) fn check(&self, devices: &[TemplateDevice]) -> Result<(), SnapshotError> {
+        self.repointed.specs(devices, 0).map(drop).map_err(SnapshotError::from)
     }
 
     fn configure(self, change: impl FnOnce(&mut VmConfig)) -> Fork {
-        Fork { builder: self.builder.configure(change), ..self }
+        self.with(|builder| builder.configure(change))
     }
 
     pub(super) fn console_escape(self, yes: bool) -> Fork {
-        Fork { builder: self.builder.console_escape(yes), ..self }
+        self.with(|builder| builder.console_escape(yes))
     }
 
     /// Builds the fork with this index, with a thread that takes care of it.
@@ -174,10 +190,10 @@ impl Fork {
     ) -> Result<(Vm, Machine), SnapshotError> {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
-        let Fork { builder, time: _ } = self;
+        let Fork { builder, time: _, repointed } = self;
         let console = builder.console_ends()?;
-        let host =
-            HostParts::new(builder.config(), &virtio::specs_of_fork(builder.config(), &template.disks))?;
+        let ram_bytes = template.config.memory.bytes();
+        let host = HostParts::new(builder.config(), &repointed.specs(&template.devices, ram_bytes)?)?;
         let platform = builder.platform(&host)?;
         guest.connect(&host.interrupts, &host.virtio)?;
         // Now that there are local APICs to take the interrupts that the devices raise again.

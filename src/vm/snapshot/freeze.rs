@@ -12,7 +12,7 @@ use crate::diagnosis::Subject;
 use crate::gate::Gate;
 use crate::kvm::{Kvm, StateFormat};
 use crate::vcpu::VcpuHandle;
-use crate::virtio::{TemplateDisk, VirtioDevices};
+use crate::virtio::{TemplateDevice, VirtioDevices};
 use crate::vm::machine::{Guest, Machine};
 use crate::vm::outcome::Ending;
 use crate::vm::recipe::Recipe;
@@ -60,7 +60,7 @@ pub(in crate::vm) struct Freezing {
 /// The parts of a template, apart from the RAM, in which the machine still is.
 struct Ingredients {
     state: MachineState,
-    disks: Vec<TemplateDisk>,
+    devices: Vec<TemplateDevice>,
     kvm: Kvm,
     config: VmConfig,
     subject: Subject,
@@ -84,7 +84,7 @@ impl Freezing {
         let devices = StoppedDevices::new(&machine.virtio)?;
         let parts = Ingredients {
             state: save(&shared.gate, machine, &vcpus, kvm.state_format()?)?,
-            disks: machine.virtio.freeze_disks().map_err(|device| SnapshotError::Device { device })?,
+            devices: machine.virtio.template(),
             kvm,
             config: machine.config.clone(),
             subject: machine.subject.clone(),
@@ -101,11 +101,11 @@ impl Freezing {
     /// Makes the template of the guest that was left. Whoever has waited for it gets it.
     #[inline(never)]
     pub(in crate::vm) fn finish(self, guest: Guest) {
-        let Freezing { parts: Ingredients { state, disks, kvm, config, subject, recipe }, done } = self;
+        let Freezing { parts: Ingredients { state, devices, kvm, config, subject, recipe }, done } = self;
         let Guest { kvm: virtual_machine, ram } = guest;
         drop(virtual_machine);
         let template = ram.freeze().map_err(SnapshotError::from).map(|ram| {
-            let parts = TemplateParts { config, state, ram, disks, origin: None, subject, recipe, kvm };
+            let parts = TemplateParts { config, state, ram, devices, origin: None, subject, recipe, kvm };
             Template { parts: parts.into() }
         });
         // Sending fails if the caller has gone; then nobody wants the template.

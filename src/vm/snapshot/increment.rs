@@ -7,19 +7,20 @@ use std::sync::Arc;
 use super::chain::ChainRam;
 use super::freeze::{self, Hold, StoppedDevices};
 use super::restore::Loaded;
-use super::save::{on_own_thread, save_ram};
+use super::save::{finish, on_own_thread, save_ram, warn_of_written_disks};
 use super::sections::{self, RamContent};
 use super::state::MachineState;
-use super::{SnapshotError, branch, host};
+use super::{SnapshotError, branch, virtio};
 use crate::diagnosis::Subject;
 use crate::kvm::Kvm;
 use crate::memory::{FrozenRam, WeakRam};
 use crate::snapshot_files::{
-    Draft, MAX_CHAIN, MachineFacts, ParentFacts, SnapshotFileError, check_not_needed,
+    At, Draft, MAX_CHAIN, MachineFacts, Manifest, ParentFacts, SnapshotFileError, check_not_needed,
 };
+use crate::virtio::{NewLayers, TemplateDevice};
 use crate::vm::machine::Machine;
 use crate::vm::shared::Shared;
-use crate::vm::{Vm, VmHandle};
+use crate::vm::{BuildError, Vm, VmHandle};
 
 impl Vm {
     /// See [`VmHandle::snapshot_base`].
@@ -101,6 +102,8 @@ struct Layer {
     state: MachineState,
     facts: MachineFacts,
     subject: Subject,
+    /// With the blocks of the disks as they were.
+    devices: Vec<TemplateDevice>,
     ram: FrozenRam,
     machine_ram: WeakRam,
     over: Option<Changes>,
@@ -120,11 +123,9 @@ impl Layer {
         shared: &Shared,
         machine: &Machine,
         parent: Option<&(ParentFacts, PathBuf)>,
+        layers: NewLayers,
     ) -> Result<Layer, SnapshotError> {
         freeze::check(shared, machine)?;
-        if let Some(device) = machine.virtio.first_name() {
-            return Err(SnapshotError::DeviceToFile { device });
-        }
         FrozenRam::check(machine.config.memory)?;
         let format = Kvm::open()?.state_format()?;
         let guest = machine.guest.as_ref().ok_or(SnapshotError::Ended)?;
@@ -138,6 +139,7 @@ impl Layer {
         let _devices = StoppedDevices::new(&machine.virtio)?;
         let state = freeze::save(&shared.gate, machine, &vcpus, format)?;
         let ram = branch::share(shared, guest, layer, &mut before)?;
+        let devices = machine.virtio.branch(layers)?;
         let over = parent.map(|(parent, path)| {
             let baseline = ram.baseline().filter(|base| base.ids.first() == Some(parent.id.bytes()));
             let other = || SnapshotError::OtherParent { parent: path.clone(), id: parent.id };
@@ -147,7 +149,7 @@ impl Layer {
         });
         let over = over.transpose()?;
         let (facts, subject) = (MachineFacts::of(&machine.config), machine.subject.clone());
-        Ok(Layer { state, facts, subject, ram, machine_ram: guest.ram.downgrade(), over })
+        Ok(Layer { state, facts, subject, devices, ram, machine_ram: guest.ram.downgrade(), over })
     }
 }
 
@@ -156,9 +158,12 @@ fn write(shared: &Arc<Shared>, path: &Path, parent: Option<&Path>) -> Result<(),
     let parent = parent.map(facts).transpose()?;
     let mut draft = Draft::begin(path)?;
     let of_parent = parent.clone();
-    let take = move |shared: &Shared, machine: &Machine| Layer::take(shared, machine, of_parent.as_ref());
+    // Made here, because the file system may let this thread wait.
+    let layers = shared.virtio().ok_or(SnapshotError::Ended)?.new_layers().map_err(BuildError::from)?;
+    let take =
+        move |shared: &Shared, machine: &Machine| Layer::take(shared, machine, of_parent.as_ref(), layers);
     let layer = shared.with_machine(take).ok_or(SnapshotError::Ended)??;
-    let Layer { state, facts, subject, ram, machine_ram, over } = layer;
+    let Layer { state, facts, subject, devices, ram, machine_ram, over } = layer;
     let bytes = facts.memory_mib << 20;
     let mut ids = vec![*draft.id().bytes()];
     let content = match (over, parent) {
@@ -174,7 +179,9 @@ fn write(shared: &Arc<Shared>, path: &Path, parent: Option<&Path>) -> Result<(),
         }
         _ => RamContent::Whole(save_ram(&draft, bytes, |file| FrozenRam::save(&ram, file))?),
     };
-    draft.finish(host::facts(), facts, &sections::encode(&state, &content, &subject))?;
+    let stored = virtio::store(&draft, &devices, &state.virtio)?;
+    warn_of_written_disks(shared, path, &devices);
+    finish(draft, facts, &state, &content, &subject, stored)?;
     machine_ram.went_to_snapshot(&ram, ids);
     Ok(())
 }
@@ -200,12 +207,16 @@ pub fn merge(
     let [path, parents, to] = [path.as_ref(), parents.as_ref(), to.as_ref()].map(Path::to_owned);
     on_own_thread(move || {
         let loaded = Loaded::open(&path, Some(&parents))?;
-        let Loaded { path: _, manifest, state, ram: ChainRam { ram, ids } } = loaded;
+        let Loaded { path, manifest, state, ram: ChainRam { ram, ids }, disks } = loaded;
         check_not_needed(&to, &ids)?;
+        let Manifest { host, machine, devices, .. } = manifest;
+        let mut config = machine.config().map_err(|error| At(&path).manifest(error))?;
+        let devices = virtio::load(&path, &state.devices, &devices, disks, &mut config)?;
         let draft = Draft::begin(&to)?;
-        let content =
-            save_ram(&draft, manifest.machine.memory_mib << 20, |file| FrozenRam::save(&ram, file))?;
-        let sections = sections::encode(&state.machine, &RamContent::Whole(content), &state.subject);
-        Ok(draft.finish(manifest.host, manifest.machine, &sections)?)
+        let content = save_ram(&draft, machine.memory_mib << 20, |file| FrozenRam::save(&ram, file))?;
+        let content = RamContent::Whole(content);
+        let (entries, devices) = virtio::store(&draft, &devices, &state.machine.virtio)?;
+        let sections = sections::encode(&state.machine, &content, &state.subject, &entries);
+        Ok(draft.finish(host, machine, devices, &sections)?)
     })
 }

@@ -22,6 +22,7 @@ mod alone;
 mod branch;
 mod chain;
 mod check;
+mod devices;
 mod error;
 mod fork;
 mod freeze;
@@ -32,11 +33,12 @@ mod save;
 mod sections;
 mod state;
 mod time;
+mod virtio;
 
 use std::sync::Arc;
 
 pub use alone::{read_manifest, read_state};
-pub use check::{SnapshotInfo, check, info};
+pub use check::{RecordedDevice, SnapshotInfo, check, info};
 pub use error::SnapshotError;
 pub use fork::Fork;
 pub(super) use freeze::Freezing;
@@ -52,7 +54,7 @@ use crate::config::VmConfig;
 use crate::diagnosis::Subject;
 use crate::kvm::Kvm;
 use crate::memory::FrozenRam;
-use crate::virtio::TemplateDisk;
+use crate::virtio::TemplateDevice;
 
 /// The state of a machine at one moment, from which other machines go on. Cheap to clone. It holds the pages
 /// of the guest's memory that were ever touched, and the files of its disks with their locks, until it and
@@ -67,8 +69,8 @@ struct TemplateParts {
     config: VmConfig,
     state: MachineState,
     ram: FrozenRam,
-    /// The disks in their order, with that of the root.
-    disks: Vec<TemplateDisk>,
+    /// The virtio devices in their order.
+    devices: Vec<TemplateDevice>,
     /// The snapshot of which it was made, if it was not a machine of this process.
     origin: Option<SnapshotOrigin>,
     subject: Subject,
@@ -92,3 +94,5 @@ impl std::fmt::Debug for Template {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod virtio_tests;

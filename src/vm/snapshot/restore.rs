@@ -11,7 +11,7 @@ use coracle_devices::journal::Journal;
 use super::chain::ChainRam;
 use super::fork::Restored;
 use super::sections::{RamContent, StateFile};
-use super::{Fork, GuestTime, SnapshotError, Template, TemplateParts, host};
+use super::{Fork, GuestTime, SnapshotError, Template, TemplateParts, host, virtio};
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::Kvm;
@@ -52,38 +52,38 @@ impl Restore {
 
     /// Connects the console to pipes: see [`console_piped`](crate::VmBuilder::console_piped).
     pub fn console_piped(self) -> Restore {
-        Restore { settings: self.settings.console_piped(), ..self }
+        self.with(Fork::console_piped)
     }
 
     /// Calls `take` with the console's output: see [`console_callback`](crate::VmBuilder::console_callback).
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Restore {
-        Restore { settings: self.settings.console_callback(take), ..self }
+        self.with(|settings| settings.console_callback(take))
     }
 
     /// Sends the console's output to `writer`: see [`console_writer`](crate::VmBuilder::console_writer).
     pub fn console_writer(self, writer: impl Write + Send + 'static) -> Restore {
-        Restore { settings: self.settings.console_writer(writer), ..self }
+        self.with(|settings| settings.console_writer(writer))
     }
 
     /// Connects the console to the caller's descriptors: see
     /// [`console_streams`](crate::VmBuilder::console_streams).
     pub fn console_streams(self, streams: ConsoleStreams) -> Restore {
-        Restore { settings: self.settings.console_streams(streams), ..self }
+        self.with(|settings| settings.console_streams(streams))
     }
 
     /// Interprets Ctrl-A commands in the console's input: for a person at a terminal.
     pub fn console_escape(self, yes: bool) -> Restore {
-        Restore { settings: self.settings.console_escape(yes), ..self }
+        self.with(|settings| settings.console_escape(yes))
     }
 
     /// Decides whether the time since the snapshot passes for the guest. Without this, it does not.
     pub fn time(self, time: GuestTime) -> Restore {
-        Restore { settings: self.settings.time(time), ..self }
+        self.with(|settings| settings.time(time))
     }
 
     /// Limits the time of the machine, which counts from its start here.
     pub fn timeout(self, limit: Duration) -> Restore {
-        Restore { settings: self.settings.timeout(limit), ..self }
+        self.with(|settings| settings.timeout(limit))
     }
 
     /// Sets whatever a [`Fork`] can set.
@@ -130,6 +130,7 @@ impl Restore {
     fn build_parts(self) -> Result<(Vm, Machine), SnapshotError> {
         let Restore { path, parents, settings } = self;
         let template = Template::load_from(&path, parents.as_deref())?;
+        settings.check(&template.parts.devices)?;
         let restored = Restored::new(&template.parts, &settings)?;
         settings.over(template.config()).build_parts(&template.parts, restored, None)
     }
@@ -168,17 +169,18 @@ impl Template {
     }
 
     fn load_from(path: &Path, parents: Option<&Path>) -> Result<Template, SnapshotError> {
-        let Loaded { path, manifest, state, ram } = Loaded::open(path, parents)?;
+        let Loaded { path, manifest, state, ram, disks } = Loaded::open(path, parents)?;
         let kvm = Kvm::open()?;
-        let StateFile { machine, ram: _, subject } = state;
+        let StateFile { machine, ram: _, subject, devices } = state;
         host::check(&path, &manifest.host, &machine, &kvm)?;
-        let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
+        let mut config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
+        let devices = virtio::load(&path, &devices, &manifest.devices, disks, &mut config)?;
         let ram = ram.ram.with_few_pieces()?.of_snapshot(ram.ids);
         let parts = TemplateParts {
             config,
             state: machine,
             ram,
-            disks: Vec::new(),
+            devices,
             origin: Some(SnapshotOrigin { path, id: manifest.id }),
             subject,
             recipe: None,
@@ -194,16 +196,18 @@ pub(super) struct Loaded {
     pub(super) manifest: Manifest,
     pub(super) state: StateFile,
     pub(super) ram: ChainRam,
+    /// The files with blocks of disks, in the order of the devices that have one.
+    pub(super) disks: Vec<File>,
 }
 
 impl Loaded {
     /// Opens and checks the files of the snapshot at `path`, and of those over which it lies, in the
     /// directory `parents`.
     pub(super) fn open(path: &Path, parents: Option<&Path>) -> Result<Loaded, SnapshotFileError> {
-        let Own { path, manifest, state, content, memory, stored_bytes: _ } = Own::open(path)?;
+        let Own { path, manifest, state, content, memory, disks, stored_bytes: _ } = Own::open(path)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
         let ram = ChainRam::open(&path, (&manifest, config.memory), (memory, content), parents)?;
-        Ok(Loaded { path, manifest, state, ram })
+        Ok(Loaded { path, manifest, state, ram, disks })
     }
 }
 
@@ -215,19 +219,21 @@ pub(super) struct Own {
     pub(super) state: StateFile,
     pub(super) content: RamContent,
     pub(super) memory: File,
+    /// The files with blocks of disks, in the order of the devices that have one.
+    pub(super) disks: Vec<File>,
     /// The bytes of the files on the medium.
     pub(super) stored_bytes: u64,
 }
 
 impl Own {
     pub(super) fn open(path: &Path) -> Result<Own, SnapshotFileError> {
-        let Snapshot { path, manifest, manifest_hash: _, sections, memory, stored_bytes } =
+        let Snapshot { path, manifest, manifest_hash: _, sections, memory, disks, stored_bytes } =
             Snapshot::open(path)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
         let (vcpus, memory_mib) = (config.vcpus.value(), config.memory.size().mib());
         let state = StateFile::decode(sections, vcpus, memory_mib, manifest.parent.is_some());
         let mut state = state.map_err(|error| At(&path).state(error))?;
         let content = std::mem::replace(&mut state.ram, RamContent::Whole(Vec::new()));
-        Ok(Own { path, manifest, state, content, memory, stored_bytes })
+        Ok(Own { path, manifest, state, content, memory, disks, stored_bytes })
     }
 }

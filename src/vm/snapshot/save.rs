@@ -1,18 +1,23 @@
 //! Writing a snapshot to files: of a machine, which runs on, or of a template.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use coracle_devices::journal;
 
 use super::freeze::{self, Hold};
 use super::sections::RamContent;
 use super::state::MachineState;
-use super::{SnapshotError, Template, TemplateParts, host, sections};
+use super::virtio::Devices;
+use super::{SnapshotError, Template, TemplateParts, host, sections, virtio};
+use crate::config::DiskAccess;
 use crate::diagnosis::Subject;
 use crate::kvm::Kvm;
 use crate::memory::{FrozenRam, GuestRam, SaveError};
-use crate::snapshot_files::{At, Draft, MEMORY, MachineFacts};
+use crate::snapshot_files::{At, Draft, DraftDevice, MEMORY, MachineFacts};
 use crate::thread::ThreadKind;
+use crate::virtio::{Link, TemplateDevice};
 use crate::vm::machine::Machine;
 use crate::vm::shared::Shared;
 use crate::vm::{Vm, VmHandle};
@@ -66,14 +71,12 @@ impl Template {
         let path = path.as_ref().to_owned();
         let parts = self.parts.clone();
         on_own_thread(move || {
-            let TemplateParts { config, state, ram, disks: _, origin: _, subject, recipe: _, kvm: _ } =
+            let TemplateParts { config, state, ram, devices, origin: _, subject, recipe: _, kvm: _ } =
                 &*parts;
-            if let Some((device, _)) = state.virtio.first() {
-                return Err(SnapshotError::DeviceToFile { device: device.clone() });
-            }
             let draft = Draft::begin(&path)?;
             let content = save_ram(&draft, config.memory.bytes(), |file| FrozenRam::save(ram, file))?;
-            finish(draft, MachineFacts::of(config), state, content, subject)
+            let stored = virtio::store(&draft, devices, &state.virtio)?;
+            finish(draft, MachineFacts::of(config), state, &RamContent::Whole(content), subject, stored)
         })
     }
 }
@@ -101,27 +104,52 @@ pub(super) struct Still {
     state: MachineState,
     facts: MachineFacts,
     subject: Subject,
+    devices: Vec<TemplateDevice>,
     // Fields drop in declaration order: the memory is free before another snapshot may begin.
     ram: GuestRam,
-    _hold: Hold,
+    held: Held,
 }
 
 impl Still {
     /// Saves the state. On an error, the machine runs on.
-    pub(super) fn begin(shared: &Shared, machine: &Machine) -> Result<Still, SnapshotError> {
+    pub(super) fn begin(shared: &Arc<Shared>, machine: &Machine) -> Result<Still, SnapshotError> {
         freeze::check(shared, machine)?;
-        if let Some(device) = machine.virtio.first_name() {
-            return Err(SnapshotError::DeviceToFile { device });
-        }
         FrozenRam::check(machine.config.memory)?;
         let format = Kvm::open()?.state_format()?;
-        let hold = Hold::new(&shared.gate)?;
+        let held = Held::new(shared)?;
         let vcpus = shared.vcpus();
+        shared.devices_are_kept.store(true, Ordering::Release);
         freeze::park(&shared.gate, &vcpus)?;
+        machine.virtio.pause().map_err(|device| SnapshotError::DeviceBusy { device })?;
         let state = freeze::save(&shared.gate, machine, &vcpus, format)?;
         let ram = machine.guest.as_ref().ok_or(SnapshotError::Ended)?.ram.clone();
         let (facts, subject) = (MachineFacts::of(&machine.config), machine.subject.clone());
-        Ok(Still { state, facts, subject, ram, _hold: hold })
+        Ok(Still { state, facts, subject, devices: machine.virtio.template(), ram, held })
+    }
+}
+
+/// Keeps the vCPUs out of the guest and the devices off their queues, until it is dropped.
+struct Held {
+    shared: Arc<Shared>,
+    hold: Option<Hold>,
+}
+
+impl Held {
+    fn new(shared: &Arc<Shared>) -> Result<Held, SnapshotError> {
+        let hold = Hold::new(&shared.gate)?;
+        Ok(Held { shared: shared.clone(), hold: Some(hold) })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Keeps the owner's pause and resume away, which leave the devices alone while a snapshot has them.
+        let _no_resume = self.shared.vcpus();
+        self.shared.devices_are_kept.store(false, Ordering::Release);
+        if let Some(virtio) = self.shared.virtio().filter(|_| self.shared.gate.is_resumed()) {
+            virtio.resume();
+        }
+        drop(self.hold.take());
     }
 }
 
@@ -129,12 +157,16 @@ impl Still {
 /// nobody who stops the machine waits for it.
 fn save_machine(shared: &Arc<Shared>, path: &Path) -> Result<(), SnapshotError> {
     let draft = Draft::begin(path)?;
-    let still = shared.with_machine(Still::begin).ok_or(SnapshotError::Ended)??;
+    let own = shared.clone();
+    let begin = move |_: &Shared, machine: &Machine| Still::begin(&own, machine);
+    let still = shared.with_machine(begin).ok_or(SnapshotError::Ended)??;
     let content = save_ram(&draft, still.facts.memory_mib << 20, |file| still.ram.save(file))?;
-    let Still { state, facts, subject, ram, _hold: hold } = still;
+    let stored = virtio::store(&draft, &still.devices, &still.state.virtio)?;
+    let Still { state, facts, subject, devices, ram, held } = still;
     drop(ram);
-    drop(hold);
-    finish(draft, facts, &state, content, &subject)
+    drop(held);
+    warn_of_written_disks(shared, path, &devices);
+    finish(draft, facts, &state, &RamContent::Whole(content), &subject, stored)
 }
 
 /// Copies RAM of `bytes` bytes to the draft, and returns what `save` does: the parts with content.
@@ -149,13 +181,32 @@ pub(super) fn save_ram<T>(
     })
 }
 
-fn finish(
+pub(super) fn finish(
     draft: Draft,
     facts: MachineFacts,
     state: &MachineState,
-    content: Vec<Vec<Range<u64>>>,
+    content: &RamContent,
     subject: &Subject,
+    (stored, devices): (Devices, Vec<DraftDevice>),
 ) -> Result<(), SnapshotError> {
-    let content = &RamContent::Whole(content);
-    Ok(draft.finish(host::facts(), facts, &sections::encode(state, content, subject))?)
+    let sections = sections::encode(state, content, subject, &stored);
+    Ok(draft.finish(host::facts(), facts, devices, &sections)?)
+}
+
+/// Warns of disks that the guest of a machine that runs on may write to.
+pub(super) fn warn_of_written_disks(shared: &Shared, path: &Path, devices: &[TemplateDevice]) {
+    let _journal = shared.journal.enter();
+    for TemplateDevice { id, link, .. } in devices {
+        if let Link::Disk(known, config) = link
+            && !known.is_read_only
+            && config.access == DiskAccess::ReadWrite
+        {
+            journal!(Host Warn,
+                "snapshot {}: the machine runs on with the disk {id} ({}); once its guest has written to it, a restore \
+                 needs a copy of the file from now",
+                path.display(),
+                config.path.display()
+            );
+        }
+    }
 }

@@ -11,6 +11,7 @@ use coracle_devices::state::{SavedState, StateError};
 use serde::Deserialize;
 
 use super::state::MachineState;
+use super::virtio::Devices;
 use crate::config::MemoryConfig;
 use crate::diagnosis::Subject;
 use crate::memory::{FrozenRam, MAX_RANGES};
@@ -23,6 +24,8 @@ pub(super) struct StateFile {
     pub(super) machine: MachineState,
     pub(super) ram: RamContent,
     pub(super) subject: Subject,
+    /// The virtio devices, whose states are in the machine's.
+    pub(super) devices: Devices,
 }
 
 /// The ranges of each region of RAM that the file `memory` has.
@@ -71,18 +74,25 @@ impl RamContent {
     }
 }
 
-/// Encodes the state of a machine.
-pub(super) fn encode(machine: &MachineState, ram: &RamContent, subject: &Subject) -> Vec<Section> {
-    // Complete, so that no new part is forgotten.
+/// Encodes the state of a machine with these virtio devices.
+pub(super) fn encode(
+    machine: &MachineState,
+    ram: &RamContent,
+    subject: &Subject,
+    devices: &Devices,
+) -> Vec<Section> {
+    // Complete, so that no new part is forgotten. The states of virtio devices are in their entries.
     let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
     let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
-    vec![
+    let mut sections = vec![
         required(VCPUS, SavedState::encode(1, vcpus)),
         required(CLOCK, SavedState::encode(1, clock)),
         required(LEGACY, SavedState::encode(1, legacy)),
         ram.encode(),
         Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
-    ]
+    ];
+    sections.extend(devices.encode());
+    sections
 }
 
 impl StateFile {
@@ -99,17 +109,18 @@ impl StateFile {
         has_parent: bool,
     ) -> Result<StateFile, StateFileError> {
         let content = |name: &str, error| StateFileError::content(name, error);
+        let devices = Devices::decode(&mut sections)?;
         let machine = MachineState {
             vcpus: decode_vcpus(&mut sections, vcpus)?,
             clock: required(&mut sections, CLOCK, SMALL)?,
             legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
-            virtio: Vec::new(),
+            virtio: devices.states(),
         };
         let ram = RamContent::take(&mut sections, has_parent)?;
         let guest = sections.take(GUEST, MAX_GUEST)?;
         let subject = Subject::restored(guest.as_ref(), memory_mib).map_err(|error| content(GUEST, error))?;
         sections.finish()?;
-        Ok(StateFile { machine, ram, subject })
+        Ok(StateFile { machine, ram, subject, devices })
     }
 }
 

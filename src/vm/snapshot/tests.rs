@@ -31,10 +31,10 @@ fn id() -> SnapshotId {
 
 /// Encodes and decodes a state, which `change` changes in between.
 fn through(loaded: &Loaded, change: impl FnOnce(&mut Vec<Section>)) -> Result<StateFile, String> {
-    let Loaded { path: _, manifest: _, state, ram } = loaded;
+    let Loaded { path: _, manifest: _, state, ram, disks: _ } = loaded;
     let pieces = ram.ram.regions().iter().map(|region| region.pieces.iter().map(|piece| piece.range.clone()));
     let parts = RamContent::Whole(pieces.map(Iterator::collect).collect());
-    let mut sections = sections::encode(&state.machine, &parts, &state.subject);
+    let mut sections = sections::encode(&state.machine, &parts, &state.subject, &state.devices);
     change(&mut sections);
     let sections = Sections::decode(&encode_state(&id(), &sections), &id()).unwrap();
     StateFile::decode(sections, 2, 16, false).map_err(|error| error.to_string())
@@ -152,7 +152,9 @@ fn machine_that_no_longer_stands_still_does_not_wait_for_its_files() {
     // A snapshot that is being written keeps others away, and the machine's owner may do as he likes.
     let kernel = folder.as_path().join("kernel");
     let vm = Vm::builder().kernel(&kernel).memory_mib(16).start().unwrap();
-    let still = vm.shared.with_machine(save::Still::begin).unwrap().unwrap();
+    let shared = vm.shared.clone();
+    let still = vm.shared.with_machine(move |_, machine| save::Still::begin(&shared, machine));
+    let still = still.unwrap().unwrap();
     assert!(matches!(vm.freeze(), Err(SnapshotError::InProgress)));
     let path = folder.as_path().join("second");
     assert!(matches!(vm.snapshot_to(&path), Err(SnapshotError::InProgress)));

@@ -2,9 +2,11 @@
 //! of an overlay whose machine has stopped for good.
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
-use super::{DiskBackend, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk};
+use super::open::{FileLock, open};
+use super::{DiskBackend, DiskOpenError, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk};
 
 /// The content of a disk that stays as it is. Cheap to clone. It keeps the disk's file open, and its lock.
 #[derive(Debug, Clone)]
@@ -17,13 +19,38 @@ pub struct FrozenDisk {
 
 /// The writes of a guest to its overlay.
 #[derive(Debug)]
-pub(super) struct FrozenLayer {
+pub struct FrozenLayer {
     pub(super) file: Arc<File>,
     /// A bit per cluster, set if the file has it.
     pub(super) present: Box<[u64]>,
 }
 
 impl FrozenDisk {
+    /// Makes a read-only disk of an open file, whose first `capacity` bytes it is.
+    pub fn read_only(file: Arc<File>, capacity: u64) -> FrozenDisk {
+        Self { base: file, capacity, layers: None }
+    }
+
+    /// Opens `path` for reading, below `layers`, the newest first, which are those of a disk of the same
+    /// capacity.
+    ///
+    /// # Errors
+    /// It cannot be a disk, or another user writes to it.
+    pub fn over(path: &Path, layers: &[Arc<FrozenLayer>]) -> Result<FrozenDisk, DiskOpenError> {
+        let (base, capacity) = open(path, FileLock::Shared)?;
+        Ok(Self { base: Arc::new(base), capacity, layers: Some(layers.to_vec()) })
+    }
+
+    /// Returns the layers, the newest first; `None` for a read-only disk.
+    pub fn layers(&self) -> Option<&[Arc<FrozenLayer>]> {
+        self.layers.as_deref()
+    }
+
+    /// Returns the file at the bottom.
+    pub fn base(&self) -> &Arc<File> {
+        &self.base
+    }
+
     /// Opens another disk with this content. The writes of its guest go to the layer that `make_layer` makes;
     /// a read-only disk needs none. `size` limits this layer alone.
     ///

@@ -1,15 +1,19 @@
 //! Storage of a disk's blocks. The VMM opens it, and `virtio::blk` uses it.
 
 mod frozen;
+mod identity;
 mod open;
 mod overlay;
 mod raw;
+mod stored;
 mod vectored;
 
-pub use frozen::FrozenDisk;
+pub use frozen::{FrozenDisk, FrozenLayer};
+pub use identity::FileIdentity;
 pub use open::{DiskOpenError, FileLock};
 pub use overlay::{Overlay, OverlayError, OverlayLayer, OverlaySize};
 pub use raw::RawDisk;
+pub use stored::copy_data;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -75,15 +79,31 @@ pub trait DiskBackend: Send + Sync {
     /// The write would be refused.
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Returns whether other disks can go on from the content of this one.
-    fn can_be_frozen(&self) -> bool {
-        false
+    /// Returns the present identity of the file with the blocks, or of that below an overlay; `None` for a
+    /// back end without one.
+    ///
+    /// # Errors
+    /// The host does not tell.
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        Ok(None)
     }
 
-    /// Returns the present content, from which other disks go on; `None` if they
-    /// [cannot](Self::can_be_frozen). This disk must not be written to any more.
+    /// Returns whether other disks can go on from here: from the content of this one, or from its file, which
+    /// they are given.
+    fn can_be_continued(&self) -> bool {
+        true
+    }
+
+    /// Returns the present content, from which other disks go on; `None` if only one disk can have it. This
+    /// disk must not be written to any more.
     fn freeze(&self) -> Option<FrozenDisk> {
         None
+    }
+
+    /// Returns whether the writes of the guest go to a layer of this disk, which [`branch`](Self::branch)
+    /// replaces.
+    fn has_layer(&self) -> bool {
+        false
     }
 
     /// Returns the present content, as [`freeze`](Self::freeze) does, while no request is in flight. This

@@ -20,7 +20,7 @@ use super::frozen::{FrozenLayer, MAX_LAYERS};
 use super::open::{DiskOpenError, FileLock, open};
 use super::raw::total;
 use super::vectored::{read_all, write_all, write_zero_bytes};
-use super::{DiskBackend, FrozenDisk, end_inside, out_of_range};
+use super::{DiskBackend, FileIdentity, FrozenDisk, end_inside, out_of_range};
 use crate::lock;
 use crate::memory::Span;
 
@@ -371,12 +371,20 @@ impl DiskBackend for Overlay {
         self.stack().check(offset, len).map(drop)
     }
 
-    fn can_be_frozen(&self) -> bool {
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        FileIdentity::of(&self.stack().base)
+    }
+
+    fn can_be_continued(&self) -> bool {
         self.stack().below.len() < MAX_LAYERS
     }
 
     fn freeze(&self) -> Option<FrozenDisk> {
-        self.can_be_frozen().then(|| self.stack().freeze())
+        self.can_be_continued().then(|| self.stack().freeze())
+    }
+
+    fn has_layer(&self) -> bool {
+        true
     }
 
     fn branch(&self, layer: OverlayLayer<'_>, size: OverlaySize) -> Result<Option<FrozenDisk>, OverlayError> {
@@ -428,7 +436,7 @@ const BYTES_PER_LOOK: u64 = 16 << 20;
 /// Returns the binary logarithm of the cluster size in bytes. The size is 4 KiB, the page of most file
 /// systems, so that usual writes need no copy. Disks above 32 GiB have larger clusters, so that the bits take
 /// at most 1 MiB.
-fn cluster_shift(capacity: u64) -> u32 {
+pub(super) fn cluster_shift(capacity: u64) -> u32 {
     const MIN: u32 = 12;
     const MAX_CLUSTERS: u64 = 1 << 23;
     let enough = (MIN..63).find(|shift| capacity >> shift <= MAX_CLUSTERS);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::open::{DiskOpenError, FileLock, length_now, open};
 use super::vectored::{read_all, write_all, write_zero_bytes};
-use super::{DiskBackend, FrozenDisk, end_inside, out_of_range};
+use super::{DiskBackend, FileIdentity, FrozenDisk, end_inside, out_of_range};
 use crate::memory::Span;
 
 /// A raw disk.
@@ -136,13 +136,13 @@ impl DiskBackend for RawDisk {
         Ok(())
     }
 
-    fn can_be_frozen(&self) -> bool {
-        self.is_read_only()
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        FileIdentity::of(&self.file)
     }
 
     fn freeze(&self) -> Option<FrozenDisk> {
         let Self { file, capacity, lock: _, is_file: _ } = self;
-        self.can_be_frozen().then(|| FrozenDisk { base: file.clone(), capacity: *capacity, layers: None })
+        self.is_read_only().then(|| FrozenDisk { base: file.clone(), capacity: *capacity, layers: None })
     }
 }
 

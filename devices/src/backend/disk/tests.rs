@@ -320,18 +320,18 @@ fn read_only_disks_share_their_file_and_its_lock() {
 fn disk_that_others_could_not_go_on_from_is_refused() {
     let scratch = Scratch::in_memory();
     let raw = RawDisk::open(&scratch.disk(), FileLock::Exclusive).unwrap();
-    assert!(!raw.can_be_frozen() && raw.freeze().is_none());
+    assert!(raw.can_be_continued() && raw.freeze().is_none(), "by its file alone");
     drop(raw);
     let mut disk: Box<dyn DiskBackend> = Box::new(overlay(&scratch, OverlaySize::Bytes(DISK)));
     // A layer that was never written to does not count.
     disk = next(&scratch, &*disk, OverlaySize::Bytes(DISK));
     scratch.write(&*disk, DISK - 512, &content()[DISK as usize - 512..]).unwrap();
     for generation in 0..64 {
-        assert!(disk.can_be_frozen(), "{generation}");
+        assert!(disk.can_be_continued(), "{generation}");
         disk = next(&scratch, &*disk, OverlaySize::Bytes(DISK));
         scratch.write(&*disk, generation * 512, &[0xcc; 512]).unwrap();
     }
-    assert!(!disk.can_be_frozen() && disk.freeze().is_none());
+    assert!(!disk.can_be_continued() && disk.freeze().is_none());
     let expected = [vec![0xcc; 32 << 10], content().split_off(32 << 10)].concat();
     assert!(scratch.read(&*disk, 0, DISK as usize).unwrap() == expected);
 }

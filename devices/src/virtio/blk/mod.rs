@@ -19,7 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::backend::disk::{DiskBackend, FrozenDisk, OverlayError, OverlayLayer, OverlaySize, SECTOR};
+use crate::backend::disk::{
+    DiskBackend, FileIdentity, FrozenDisk, OverlayError, OverlayLayer, OverlaySize, SECTOR,
+};
 use crate::journal;
 use crate::virtio::state::SaveDevice;
 use crate::virtio::{
@@ -140,7 +142,7 @@ impl Block {
 
     /// Returns whether writes of the guest are kept in a layer of this disk.
     pub fn has_layer(&self) -> bool {
-        !self.disk.backend.is_read_only() && self.disk.backend.can_be_frozen()
+        self.disk.backend.has_layer()
     }
 
     /// Returns the present content, as [`freeze`](Self::freeze) does, of a disk that [has a
@@ -155,6 +157,11 @@ impl Block {
         size: OverlaySize,
     ) -> Result<Option<FrozenDisk>, OverlayError> {
         self.disk.backend.branch(layer, size)
+    }
+
+    /// Returns the present identity of the file of the disk; `None` for one without a file.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        self.disk.backend.identity().ok().flatten()
     }
 
     fn handler(
@@ -227,9 +234,8 @@ impl VirtioDevice for Block {
         self.disk.flush_failed.store(false, Ordering::Release);
     }
 
-    /// The state alone is of no use to another machine that cannot have the content too.
     fn saving(&self) -> Option<&dyn SaveDevice> {
-        self.disk.backend.can_be_frozen().then_some(self as &dyn SaveDevice)
+        self.disk.backend.can_be_continued().then_some(self as &dyn SaveDevice)
     }
 }
 

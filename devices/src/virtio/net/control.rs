@@ -74,7 +74,10 @@ fn obey(
             has(CTRL_GUEST_OFFLOADS)?;
             let wanted = u64::from_le_bytes(command.read_array()?);
             // A driver can switch only the offloads that it has accepted.
-            (wanted & !features == 0).then(|| set_offloads(accepted_offloads(wanted)))
+            (wanted & !features == 0).then(|| {
+                *lock(&card.offloads) = Some(wanted);
+                set_offloads(accepted_offloads(wanted));
+            })
         }
         _ => None,
     }

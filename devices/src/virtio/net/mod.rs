@@ -19,6 +19,7 @@ mod control;
 mod handler;
 mod link;
 mod receive;
+mod state;
 mod transmit;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +31,7 @@ pub use address::{MacAddress, MacSyntax};
 use crate::backend::net::{NetBackend, Offloads};
 use crate::journal;
 use crate::lock;
+use crate::virtio::state::SaveDevice;
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtioDevice, VirtioIrq,
 };
@@ -65,7 +67,12 @@ pub struct NetSettings {
 struct Card {
     name: String,
     mac: Mutex<MacAddress>,
+    /// The offloads of received frames that the driver has left on, as feature bits; `None` for all that it
+    /// has accepted.
+    offloads: Mutex<Option<u64>>,
     is_up: AtomicBool,
+    /// Whether the driver of a restored card may know the link otherwise.
+    link_is_new: AtomicBool,
     counters: Counters,
     poll: Duration,
 }
@@ -97,12 +104,19 @@ impl Net {
         let card = Card {
             name: settings.name.clone(),
             mac: Mutex::new(settings.mac),
+            offloads: Mutex::new(None),
+            link_is_new: AtomicBool::new(false),
             is_up: AtomicBool::new(true),
             counters: Counters::default(),
             poll: settings.poll,
         };
         let possible = backend.possible_offloads();
         Self { settings, possible, backend: Arc::new(Mutex::new(backend)), card: Arc::new(card) }
+    }
+
+    /// Returns the address that the card had when it was made.
+    pub fn mac(&self) -> MacAddress {
+        self.settings.mac
     }
 
     /// Returns the card's counters.
@@ -191,7 +205,12 @@ impl VirtioDevice for Net {
             send: context.queues.take(SEND)?,
             control: context.queues.take(CONTROL).ok(),
         };
-        lock(&self.backend).set_offloads(accepted_offloads(context.features));
+        // After a pause, those that the driver has switched off stay so.
+        let offloads = lock(&self.card.offloads).unwrap_or(context.features);
+        lock(&self.backend).set_offloads(accepted_offloads(offloads));
+        if self.card.link_is_new.swap(false, Ordering::AcqRel) {
+            context.irq.config();
+        }
         Ok(vec![Box::new(NetHandler::new(
             queues,
             self.backend.clone(),
@@ -203,7 +222,13 @@ impl VirtioDevice for Net {
 
     fn reset(&self) {
         *lock(&self.card.mac) = self.settings.mac;
+        *lock(&self.card.offloads) = None;
+        self.card.link_is_new.store(false, Ordering::Release);
         lock(&self.backend).set_offloads(Offloads::default());
+    }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct VsockQueues {
     pub receive: VirtQueue,
     /// Packets from the guest.
     pub transmit: VirtQueue,
-    /// Buffers for events, of which this device has none.
+    /// Buffers for events; `None` if the driver has not set the queue up.
     pub events: Option<VirtQueue>,
 }
 
@@ -66,6 +66,21 @@ impl VsockHandler {
     }
 }
 
+/// Writes the event by which the driver of a restored device hears that its connections are gone, and that it
+/// has to read its address again (virtio 1.2, section 5.10.6.6). Without a buffer, the doorbell rings when
+/// there is one.
+fn serve_events(queue: &mut VirtQueue, mux: &mut Mux) -> Result<(), RingError> {
+    queue.begin();
+    while mux.owes_transport_reset {
+        let Some(mut chain) = queue.pop()? else { break };
+        let written = chain.writable.write(&TRANSPORT_RESET.to_le_bytes());
+        // A buffer that is too short is of no use.
+        mux.owes_transport_reset = written < size_of_val(&TRANSPORT_RESET);
+        queue.complete(chain, written as u32);
+    }
+    queue.finish()
+}
+
 fn fill_buffers(
     queue: &mut VirtQueue,
     mux: &mut MutexGuard<'_, Mux>,
@@ -101,10 +116,19 @@ impl QueueHandler for VsockHandler {
     fn start(&mut self, sources: &mut EventOps<'_>) {
         watch_doorbell(sources, &self.queues.receive, RECEIVE);
         watch_doorbell(sources, &self.queues.transmit, TRANSMIT);
+        if let Some(events) = &self.queues.events {
+            watch_doorbell(sources, events, EVENTS);
+        }
         watch(sources, lock(&self.mux).events(), HOST, EventSet::IN);
     }
 
     fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
+        // Before all packets, which may belong to new connections.
+        if let Some(events) = &mut self.queues.events
+            && lock(&self.mux).owes_transport_reset
+        {
+            serve_events(events, &mut lock(&self.mux))?;
+        }
         match event.data() {
             TRANSMIT => {
                 self.serve_transmit()?;
@@ -126,6 +150,10 @@ impl QueueHandler for VsockHandler {
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const HOST: u32 = 2;
+const EVENTS: u32 = 3;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (virtio 1.2, section 5.10.6.6).
+const TRANSPORT_RESET: u32 = 0;
 
 /// The length of the largest packet that Linux makes, so that it passes in one piece.
 const SCRATCH: usize = 64 << 10;

@@ -24,6 +24,7 @@ mod handler;
 mod host_socket;
 mod mux;
 mod packet;
+mod state;
 mod switchboard;
 
 use std::io;
@@ -31,6 +32,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crate::lock;
+use crate::virtio::state::SaveDevice;
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
 use handler::{VsockHandler, VsockQueues};
 use host_socket::HostSocket;
@@ -132,6 +134,10 @@ impl VirtioDevice for Vsock {
     fn reset(&self) {
         lock(&self.mux).reset();
     }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
+    }
 }
 
 impl Drop for Vsock {
@@ -154,7 +160,7 @@ const EVENTS: u16 = 2;
 /// The size of the receive and transmit queues in descriptors. Linux fills the receive queue with buffers of
 /// 4 KiB: this many are 1 MiB in flight.
 const QUEUE_SIZE: u16 = 256;
-/// The size of the event queue in descriptors. The device sends no events.
+/// The size of the event queue in descriptors. There is one event, for the driver of a restored device.
 const EVENT_QUEUE_SIZE: u16 = 16;
 /// VIRTIO_VSOCK_F_STREAM (virtio 1.2, section 5.10.3).
 const FEATURE_STREAM: u32 = 0;

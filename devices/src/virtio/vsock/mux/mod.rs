@@ -51,6 +51,8 @@ pub(super) struct Mux {
     wide_room: u32,
     next_id: Id,
     next_host_port: u32,
+    /// Whether the driver has yet to hear that all of its connections are gone.
+    pub(super) owes_transport_reset: bool,
 }
 
 /// The number of a socket in the epoll set. No number is used twice.
@@ -78,6 +80,7 @@ impl Mux {
             wide_room: WIDE_ROOM,
             next_id: FIRST_ID,
             next_host_port: FIRST_HOST_PORT,
+            owes_transport_reset: false,
         };
         mux.watch(mux.switchboard.wake(), CALLS, EventSet::IN)?;
         mux.watch(&mux.clock, CLOCK, EventSet::IN)?;
@@ -165,6 +168,7 @@ impl Mux {
         ids.into_iter().for_each(|id| self.detach(id));
         self.ready.clear();
         self.resets.clear();
+        self.owes_transport_reset = false;
     }
 
     /// Closes everything for the end of the machine. The host still gets the bytes on their way, within

@@ -1,6 +1,6 @@
 //! The socket device through its rings, with real sockets on the host's side.
 
-mod guest;
+pub(super) mod guest;
 mod hostile;
 
 use std::io::{Read, Write};
@@ -18,9 +18,9 @@ use crate::virtio::listener::ListenError;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Usual, conform};
 use guest::{Guest, numbered};
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
-fn device() -> Arc<Vsock> {
+pub(super) fn device() -> Arc<Vsock> {
     Arc::new(Vsock::new(3, None).unwrap())
 }
 
