@@ -239,3 +239,55 @@ fn connections_end_in_restored_machines_and_stay_in_the_first() {
     drop(stream);
     assert_eq!(again.wait().exit_code(), 0);
 }
+
+/// The parent is held wherever its card stands: with a question offered or an answer on its way.
+#[test]
+fn card_goes_on_in_the_parent_and_its_children_have_ends_of_their_own() {
+    needs_kvm!();
+    let socket = answerer("net-parent");
+    let mut parent = Piped::start(asker(&socket));
+    is_answered(&mut parent);
+    let error = parent.vm.branch(|fork| fork).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("lan: this device was connected to socket=/"), "{error}");
+    for round in 0..10 {
+        thread::sleep(Duration::from_micros(round * 113));
+        let end = answerer(&format!("net-child-{round}"));
+        let child = parent.vm.branch(|fork| fork.console_piped().net("lan", NetConfig::stream(&end)));
+        let mut child = Piped::of(child.unwrap());
+        is_answered(&mut child);
+        is_answered(&mut parent);
+        child.send(b"q");
+        child.exits(0);
+    }
+    parent.send(b"q");
+    parent.exits(0);
+}
+
+#[test]
+fn connections_stay_in_the_parent_and_end_in_its_children() {
+    needs_kvm!();
+    let socket = common::fresh_path("v-parent");
+    let listener = port_52(&socket);
+    let parent =
+        Piped::start(builder("vsock-again").configure(|config| config.vsock = Some(vsock(7, &socket))));
+    let mut first = listener.accept().unwrap().0;
+    echo(&mut first, b"before");
+    let error = parent.vm.branch(|fork| fork).map(drop).unwrap_err().to_string();
+    assert!(error.starts_with("vsock0: this device was connected to cid=7,uds=/"), "{error}");
+    for round in 0..5_u8 {
+        first.write_all(&[round; 5000]).unwrap();
+        let other = common::fresh_path("v-child");
+        let own = port_52(&other);
+        let child = parent.vm.branch(|fork| fork.vsock(vsock(9, &other))).unwrap();
+        let mut back = [0; 5000];
+        first.read_exact(&mut back).unwrap();
+        assert_eq!(back, [round; 5000], "the parent goes on with its connection");
+        let mut stream = own.accept().unwrap().0;
+        echo(&mut stream, &[round; 3000]);
+        drop(stream);
+        assert_eq!(child.wait().exit_code(), 0);
+        echo(&mut first, b"still there");
+    }
+    drop(first);
+    parent.exits(0);
+}
