@@ -410,6 +410,8 @@ fn words(step: &Step) -> &'static str {
         Step::Limits => "limit",
         Step::Make => "make",
         Step::Remove => "remove",
+        Step::Machine => "take over the identity of the machine:",
+        Step::Process => "take up the command",
     }
 }
 

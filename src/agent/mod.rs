@@ -28,6 +28,7 @@ mod link;
 mod paths;
 mod patience;
 mod process;
+mod restored;
 mod serial;
 mod streams;
 #[cfg(feature = "tokio")]
@@ -41,7 +42,8 @@ pub(crate) use attach::{AgentAttachment, has_system, prepared, with_words};
 pub use client::{AgentClient, NetworkSettings};
 pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::protocol::agent::{
-    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
+    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, ProcessInfo,
+    WindowSize,
 };
 pub use error::{AgentError, CopyWay, ExecError, FileError, ReadyLimit, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
@@ -49,5 +51,6 @@ pub use file_streams::{FileReader, FileWriter};
 pub use limits::Rlimit;
 pub use paths::FileStat;
 pub use process::Process;
+pub(crate) use restored::Past;
 pub(crate) use serial::{AgentSerial, connect_serial, serial_console};
 pub use streams::{ProcessInput, ProcessOutput};

@@ -9,8 +9,10 @@ mod cgroup;
 mod command;
 mod event_loop;
 mod files;
+mod identity;
 mod job;
 mod machine;
+mod parked;
 mod paths;
 mod root;
 mod spawn;
@@ -73,14 +75,19 @@ pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
     let mut said = String::new();
     loop {
         server.enter_root();
+        let mut is_next_at_once = false;
         let why = match transport.open() {
             Ok(line) => match server.serve(line) {
-                End::HungUp => String::new(),
+                End::HungUp { was_open } => {
+                    is_next_at_once = was_open;
+                    String::new()
+                }
                 End::Broken(error) => format!("the connection to the host has ended: {error}"),
             },
             Err(error) => format!("{transport}: {error}"),
         };
         if transport.is_single() {
+            server.drop_parked();
             return;
         }
         // A missing host is tried again and again. Each reason is reported once.
@@ -88,7 +95,10 @@ pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
             report(&why);
         }
         said = why;
-        server.wait_until(Instant::now() + RETRY);
+        // The host of a machine that goes on from a snapshot is there already.
+        if !is_next_at_once {
+            server.wait_until(Instant::now() + RETRY);
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use coracle_arch::x86_64::cpuid::CpuFeature;
 use coracle_devices::event_loop::HAND_BACK_LIMIT;
 use coracle_devices::state::StateError;
 
+use super::identity::LIMIT as IDENTITY_LIMIT;
+use crate::agent::AgentError;
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
 use crate::snapshot_files::SnapshotFileError;
@@ -56,6 +59,19 @@ pub enum SnapshotError {
         /// The name of the device.
         device: String,
     },
+    /// The agent in the guest of a fork did not confirm its identity.
+    #[error(
+        "the guest has not taken over its identity, for which it has {} s: {source}; look at its console, or fork a \
+         machine without an agent",
+        IDENTITY_LIMIT.as_secs()
+    )]
+    Identity {
+        /// The error of the agent.
+        r#source: Box<AgentError>,
+    },
+    /// The host has no random bytes for the identity of a fork.
+    #[error("the host gives no random bytes for the identity of a fork: {0}")]
+    Random(Arc<io::Error>),
     /// Another snapshot of the machine is being made.
     #[error("snapshot: another snapshot of this machine is being made; wait until it is complete")]
     InProgress,

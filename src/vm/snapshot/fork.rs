@@ -1,11 +1,13 @@
 //! Machines that go on from a template.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle_devices::journal::Journal;
 
+use super::identity::{self, ForkIdentity};
 use super::{SnapshotError, Template, TemplateParts};
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
@@ -22,32 +24,48 @@ use crate::vm::{BuildError, Vm, VmBuilder};
 #[derive(Debug, Clone)]
 pub struct Fork {
     builder: VmBuilder,
+    identity: ForkIdentity,
 }
 
 impl Fork {
     /// Connects the console to pipes: see [`VmBuilder::console_piped`].
     pub fn console_piped(self) -> Fork {
-        Fork { builder: self.builder.console_piped() }
+        Fork { builder: self.builder.console_piped(), ..self }
     }
 
     /// Calls `take` with the console's output: see [`VmBuilder::console_callback`].
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_callback(take) }
+        Fork { builder: self.builder.console_callback(take), ..self }
     }
 
     /// Sends the console's output to `writer`: see [`VmBuilder::console_writer`].
     pub fn console_writer(self, writer: impl Write + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_writer(writer) }
+        Fork { builder: self.builder.console_writer(writer), ..self }
     }
 
     /// Connects the console to the caller's descriptors: see [`VmBuilder::console_streams`].
     pub fn console_streams(self, streams: ConsoleStreams) -> Fork {
-        Fork { builder: self.builder.console_streams(streams) }
+        Fork { builder: self.builder.console_streams(streams), ..self }
+    }
+
+    /// Names the guest: its agent sets this host name before it does anything else. Without an agent, and
+    /// without this call, the guest keeps its name.
+    pub fn hostname(mut self, name: impl Into<OsString>) -> Fork {
+        self.identity.hostname = Some(name.into());
+        self
+    }
+
+    /// Sets a variable of the commands that the guest's agent runs from now on. Each fork has
+    /// `CORACLE_FORK_ID` (128 random bits in hexadecimal digits) and `CORACLE_FORK_INDEX` (from 0) by
+    /// itself.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Fork {
+        self.identity.env.push((name.into(), value.into()));
+        self
     }
 
     /// Limits the time of the fork, which counts from its start.
     pub fn timeout(self, limit: Duration) -> Fork {
-        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)) }
+        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)), ..self }
     }
 }
 
@@ -69,8 +87,14 @@ impl Template {
     /// # }
     /// ```
     ///
+    /// If the machine had an agent that was ready, this returns once the agents of all forks have taken over
+    /// their identities (`docs/snapshots.md` has the list): no two forks get the same random numbers from
+    /// their kernels after that.
+    ///
+    ///
     /// # Errors
-    /// The first fork that cannot be made. None of them has run.
+    /// The first fork that cannot be made. None of them has run. Or the first one whose agent refuses its
+    /// identity, or does not answer within 60 s: then all of them have ended.
     pub fn fork(
         &self,
         count: usize,
@@ -82,11 +106,16 @@ impl Template {
         let restore = |index| Restored::new(&self.parts).map_err(of_fork(index));
         let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
         let build = |(index, restored)| {
-            let fork = adapt(index, Fork::new(self.parts.config.clone()));
+            let mut fork = Fork::new(self.parts.config.clone());
+            fork.identity.index = index;
+            let fork = adapt(index, fork);
             fork.build(&self.parts, restored).map_err(of_fork(index))
         };
         let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
+        for (index, vm) in forks.iter().enumerate() {
+            identity::wait(vm, &self.parts.state).map_err(of_fork(index))?;
+        }
         Ok(forks)
     }
 }
@@ -94,13 +123,13 @@ impl Template {
 impl Fork {
     /// Begins with the settings of a machine of this configuration.
     pub(super) fn new(config: VmConfig) -> Fork {
-        Fork { builder: VmBuilder::new(config) }
+        Fork { builder: VmBuilder::new(config), identity: ForkIdentity::default() }
     }
 
     /// Returns the same settings for a machine of another configuration, from which no time limit is taken.
     pub(super) fn over(self, config: &VmConfig) -> Fork {
         let config = VmConfig { timeout: self.builder.config().timeout, ..config.clone() };
-        Fork { builder: self.builder.configure(|own| *own = config) }
+        Fork { builder: self.builder.configure(|own| *own = config), ..self }
     }
 
     pub(super) fn build(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
@@ -114,7 +143,8 @@ impl Fork {
     fn build_parts(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
-        let Fork { builder } = self;
+        let Fork { builder, identity } = self;
+        let past = identity.past(&template.state)?;
         let console = builder.console_ends()?;
         let host =
             HostParts::new(builder.config(), &virtio::specs_of_fork(builder.config(), &template.disks))?;
@@ -127,7 +157,7 @@ impl Fork {
         let subject = template.subject.with_signs(platform.signs.clone());
         let recipe = template.recipe.clone();
         let began = now.checked_sub(took).unwrap_or(now);
-        let parts = Parts { began, host, recipe, subject, platform, vcpus, guest };
+        let parts = Parts { began, host, recipe, subject, platform, vcpus, guest, past };
         let (vm, machine) = builder.assemble(console, parts)?;
         Ok(vm.with_control(machine)?)
     }

@@ -21,6 +21,7 @@ mod error;
 mod fork;
 mod freeze;
 mod host;
+mod identity;
 mod restore;
 mod save;
 mod sections;

@@ -1,12 +1,13 @@
 //! Machines that go on from the files of a snapshot.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fork::Restored;
 use super::sections::StateFile;
-use super::{Fork, SnapshotError, Template, TemplateParts, host};
+use super::{Fork, SnapshotError, Template, TemplateParts, host, identity};
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::Kvm;
@@ -56,6 +57,16 @@ impl Restore {
         Restore { settings: self.settings.console_streams(streams), ..self }
     }
 
+    /// Names the guest: see [`Fork::hostname`].
+    pub fn hostname(self, name: impl Into<OsString>) -> Restore {
+        Restore { settings: self.settings.hostname(name), ..self }
+    }
+
+    /// Sets a variable of the commands that the guest's agent runs from now on: see [`Fork::env`].
+    pub fn env(self, name: impl Into<OsString>, value: impl Into<OsString>) -> Restore {
+        Restore { settings: self.settings.env(name, value), ..self }
+    }
+
     /// Limits the time of the machine, which counts from its start here.
     pub fn timeout(self, limit: Duration) -> Restore {
         Restore { settings: self.settings.timeout(limit), ..self }
@@ -73,6 +84,7 @@ impl Restore {
         let restored = Restored::new(&template.parts)?;
         let vm = settings.over(template.config()).build(&template.parts, restored)?;
         vm.handle().resume();
+        identity::wait(&vm, &template.parts.state)?;
         Ok(vm)
     }
 }

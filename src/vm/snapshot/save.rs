@@ -107,7 +107,7 @@ impl Still {
         let hold = Hold::new(&shared.gate)?;
         let vcpus = shared.vcpus();
         freeze::park(&shared.gate, &vcpus)?;
-        let state = freeze::save(&shared.gate, machine, &vcpus, format)?;
+        let state = freeze::save(shared, machine, &vcpus, format)?;
         let ram = machine.guest.as_ref().ok_or(SnapshotError::Ended)?.ram.clone();
         let (facts, subject) = (MachineFacts::of(&machine.config), machine.subject.clone());
         Ok(Still { state, facts, subject, ram, _hold: hold })

@@ -26,15 +26,17 @@ pub(super) struct StateFile {
 /// Encodes the state of a machine.
 pub(super) fn encode(machine: &MachineState, ram: &[Vec<Range<u64>>], subject: &Subject) -> Vec<Section> {
     // Complete, so that no new part is forgotten.
-    let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
+    let MachineState { vcpus, clock, legacy, virtio: _, agent } = machine;
     let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
-    vec![
+    let mut sections = vec![
         required(VCPUS, SavedState::encode(1, vcpus)),
         required(CLOCK, SavedState::encode(1, clock)),
         required(LEGACY, SavedState::encode(1, legacy)),
         required(RAM, SavedState::encode(1, &ram)),
         Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
-    ]
+    ];
+    sections.extend(agent.map(|token| required(AGENT, SavedState::encode(1, &token))));
+    sections
 }
 
 impl StateFile {
@@ -54,6 +56,7 @@ impl StateFile {
             clock: required(&mut sections, CLOCK, SMALL)?,
             legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
             virtio: Vec::new(),
+            agent: decode_agent(&mut sections)?,
         };
         let ram = required(&mut sections, RAM, SMALL)?;
         let guest = sections.take(GUEST, MAX_GUEST)?;
@@ -84,6 +87,12 @@ fn decode_vcpus(sections: &mut Sections, count: u8) -> Result<Vec<SavedVcpu>, St
     Ok(vcpus)
 }
 
+fn decode_agent(sections: &mut Sections) -> Result<Option<u64>, StateFileError> {
+    let section = sections.take(AGENT, SMALL)?;
+    let token = section.map(|section| section.decode(1)).transpose();
+    token.map_err(|error| StateFileError::content(AGENT, error))
+}
+
 /// Takes and decodes a section of at most `most` bytes.
 fn required<T: for<'a> Deserialize<'a>>(
     sections: &mut Sections,
@@ -99,6 +108,8 @@ const CLOCK: &str = "clock";
 const LEGACY: &str = "legacy";
 const RAM: &str = "ram";
 const GUEST: &str = "guest";
+/// The session with the agent, in a machine whose agent has greeted.
+const AGENT: &str = "agent";
 
 /// The longest section of vCPUs: 64 of them, with 64 KiB of XSAVE, a page of the local APIC, 1024 registers
 /// and 256 leaves of CPUID each, take 6 MiB.
