@@ -95,7 +95,10 @@ impl Server {
             }
             match end {
                 // The line stays, and the next session begins at once.
-                End::Broken(SessionError::Restored) => self.parked.keep(),
+                End::Broken(SessionError::Restored) => {
+                    self.parked.keep();
+                    connection.line.drop_output();
+                }
                 End::HungUp { was_open } if was_open => {
                     self.parked.wait();
                     return end;
