@@ -160,6 +160,8 @@ payloads! {
         "four CPUs that run, have halted and are not started; checks them when a byte comes, and exits with 0";
     "fork-print" Zero payload_fork_print..payload_fork_print_end
         "prints 32,000 bytes by one instruction; exits with 0";
+    "generation" Zero payload_generation..payload_generation_end
+        "prints the generation id, and it and the event register at each interrupt 9; 0 after a byte";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end
         "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "rng-counter" Zero payload_rng_counter..payload_rng_counter_end

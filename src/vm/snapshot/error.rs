@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use coracle_arch::x86_64::cpuid::CpuFeature;
 use coracle_devices::event_loop::HAND_BACK_LIMIT;
@@ -69,9 +68,6 @@ pub enum SnapshotError {
         /// The error of the agent.
         r#source: Box<AgentError>,
     },
-    /// The host has no random bytes for the identity of a fork.
-    #[error("the host gives no random bytes for the identity of a fork: {0}")]
-    Random(Arc<io::Error>),
     /// Another snapshot of the machine is being made.
     #[error("snapshot: another snapshot of this machine is being made; wait until it is complete")]
     InProgress,

@@ -5,11 +5,13 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coracle_arch::x86_64::acpi;
 use coracle_devices::journal::Journal;
+use coracle_devices::legacy::event::Event;
 
 use super::identity::{self, ForkIdentity};
 use super::{SnapshotError, Template, TemplateParts};
-use crate::config::VmConfig;
+use crate::config::{AcpiMode, VmConfig};
 use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
 use crate::memory::GuestRam;
@@ -17,6 +19,7 @@ use crate::vcpu::SavedVcpu;
 use crate::virtio;
 use crate::vm::builder::{HostParts, Parts};
 use crate::vm::machine::Guest;
+use crate::vm::recipe::random_bits;
 use crate::vm::stop::LOG_LIMIT;
 use crate::vm::{BuildError, Vm, VmBuilder};
 
@@ -152,6 +155,11 @@ impl Fork {
         guest.connect(&host.interrupts, &host.virtio)?;
         // Now that there are local APICs to take the interrupts that the devices raise again.
         platform.restore(&template.state.legacy)?;
+        if builder.config().acpi == AcpiMode::On {
+            let id = random_bits()?;
+            acpi::write_generation_id(guest.ram.mmap(), id).map_err(BuildError::from)?;
+            platform.events.raise(Event::NewGeneration);
+        }
         // And an I/O APIC, which has told KVM the routes of their interrupts.
         host.virtio.restore(&template.state.virtio)?;
         let subject = template.subject.with_signs(platform.signs.clone());

@@ -2,9 +2,6 @@
 //! siblings.
 
 use std::ffi::OsString;
-use std::fmt::Write;
-use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_agent::protocol::agent::{IdentityRequest, SavedSession};
@@ -13,6 +10,7 @@ use super::SnapshotError;
 use super::state::MachineState;
 use crate::agent::{AgentError, Past};
 use crate::vm::Vm;
+use crate::vm::recipe::random_bits;
 
 /// The settings of an identity. The rest of it is new for each machine.
 #[derive(Debug, Clone, Default)]
@@ -31,15 +29,15 @@ impl ForkIdentity {
     pub(super) fn past(self, state: &MachineState) -> Result<Past, SnapshotError> {
         let ForkIdentity { hostname, env: own, index } = self;
         let mut env: Vec<(OsString, OsString)> = vec![
-            (FORK_ID.into(), hexadecimal(random()?).into()),
+            (FORK_ID.into(), format!("{:032x}", random_bits()?).into()),
             (FORK_INDEX.into(), index.to_string().into()),
         ];
         env.extend(own);
-        let mut seed = Vec::with_capacity(SEED_PIECES * size_of::<Piece>());
+        let mut seed = Vec::new();
         for _ in 0..SEED_PIECES {
-            seed.extend(random()?);
+            seed.extend(random_bits()?.to_le_bytes());
         }
-        let machine_id = hexadecimal(random()?);
+        let machine_id = format!("{:032x}", random_bits()?);
         let identity = IdentityRequest { hostname, machine_id, seed, time: Duration::ZERO, env };
         let session = state.agent.map(|token| SavedSession { token });
         Ok(Past { session, identity: Some(identity) })
@@ -61,28 +59,10 @@ pub(super) fn wait(vm: &Vm, state: &MachineState) -> Result<(), SnapshotError> {
     }
 }
 
-type Piece = [u8; 16];
-
-fn random() -> Result<Piece, SnapshotError> {
-    let mut bytes = Piece::default();
-    // SAFETY: pointer and length are those of the array, and so few bytes are never cut short
-    // (getrandom(2)).
-    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if count < 0 { Err(SnapshotError::Random(Arc::new(io::Error::last_os_error()))) } else { Ok(bytes) }
-}
-
-fn hexadecimal(bytes: Piece) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 /// The names of the variables of later commands.
 const FORK_ID: &str = "CORACLE_FORK_ID";
 const FORK_INDEX: &str = "CORACLE_FORK_INDEX";
-/// Twice the bytes that Linux's generator has as its state.
+/// The pieces of 16 bytes in a seed: twice what Linux's generator has as its key.
 const SEED_PIECES: usize = 4;
 /// The time for an agent to take over an identity.
 pub(super) const LIMIT: Duration = Duration::from_secs(60);

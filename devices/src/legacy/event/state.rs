@@ -28,7 +28,7 @@ impl EventState {
 
 const VERSION: u16 = 1;
 /// Every event that a machine can have.
-const EVENTS: u8 = Event::PowerButton as u8;
+const EVENTS: u8 = Event::PowerButton as u8 | Event::NewGeneration as u8;
 
 #[cfg(test)]
 mod tests {
