@@ -44,6 +44,8 @@ mod console;
 mod exit_codes;
 #[path = "linux/formats.rs"]
 mod formats;
+#[path = "linux/forks.rs"]
+mod forks;
 #[path = "linux/many.rs"]
 mod many;
 #[path = "linux/net.rs"]

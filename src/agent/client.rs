@@ -14,8 +14,8 @@ use coracle_devices::virtio::net::MacAddress;
 
 use super::channel::{Answer, Channel};
 use super::error::{AgentError, ExecError, ReadyLimit};
-use super::exec::{DEFAULT_OUTPUT_LIMIT, Exec};
-use super::process::{Process, ProcessLimits};
+use super::exec::Exec;
+use super::process::Process;
 use super::link::{Limits, Link, LinkThread, Peer};
 use super::restored::Past;
 use crate::config::AgentConfig;
@@ -146,8 +146,7 @@ impl AgentClient {
     /// It has been taken up already, or the agent or the machine has ended.
     pub fn attach(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
         let channel = Channel::open(&self.link, Request::Attach(process.attach_request()))?;
-        let limits = ProcessLimits { output: DEFAULT_OUTPUT_LIMIT, time: None };
-        let process = Process::new(channel, process.has_terminal, process.has_stdin, limits);
+        let process = Process::attached(channel, process);
         process.wait_started()?;
         Ok(process)
     }

@@ -46,6 +46,15 @@ pub enum AgentError {
     /// so that is waited for, for up to 3 s.
     #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
     Lost,
+    /// No process of the guest has reached its branch point in time.
+    #[error(
+        "no process of the guest has reached a branch point within {limit:?}; `coracle-agent branch-here` is one, \
+         as root"
+    )]
+    NoBranchPoint {
+        /// The limit of the call.
+        limit: Duration,
+    },
     /// The machine has ended.
     #[error("the machine has ended: {ending}{}{}", said(.panic), setting(.ending))]
     MachineEnded {

@@ -12,7 +12,10 @@ mod async_calls;
 mod async_files;
 #[cfg(feature = "tokio")]
 mod async_io;
+#[cfg(feature = "tokio")]
+mod async_snapshots;
 mod attach;
+mod branch;
 mod changed;
 mod channel;
 mod client;
@@ -39,6 +42,7 @@ mod waits;
 pub use async_io::Async;
 pub use attach::AttachError;
 pub(crate) use attach::{AgentAttachment, has_system, prepared, with_words};
+pub use branch::BranchPoint;
 pub use client::{AgentClient, NetworkSettings};
 pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::protocol::agent::{

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Vm, VmHandle};
 use crate::agent::{
-    AgentClient, AgentError, AgentInfo, DirEntry, Exec, ExecError, FileError, NetworkInfo, NetworkSettings,
+    AgentClient, AgentError, AgentInfo, BranchPoint, DirEntry, Exec, ExecError, FileError, NetworkInfo, NetworkSettings,
     Process, ProcessInfo,
 };
 use crate::outcome::Outcome;
@@ -84,6 +84,15 @@ impl VmHandle {
     /// The machine has no agent, or the command has been taken up already.
     pub fn attach(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
         self.agent()?.attach(process)
+    }
+
+    /// Waits until a process of root in the guest has reached its branch point: see
+    /// [`AgentClient::wait_branch_point`](AgentClient::wait_branch_point).
+    ///
+    /// # Errors
+    /// The machine has no agent, or no process has reached one within `limit`.
+    pub fn wait_branch_point(&self, limit: Duration) -> Result<BranchPoint, AgentError> {
+        self.agent()?.wait_branch_point(limit)
     }
 
     /// Asks the guest to power off and waits up to `grace` for it to end. The request goes to the agent if it
@@ -170,6 +179,14 @@ impl Vm {
     /// See [`VmHandle::attach`].
     pub fn attach(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
         self.handle().attach(process)
+    }
+
+    /// See [`VmHandle::wait_branch_point`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::wait_branch_point`].
+    pub fn wait_branch_point(&self, limit: Duration) -> Result<BranchPoint, AgentError> {
+        self.handle().wait_branch_point(limit)
     }
 
     /// See [`VmHandle::wait_ready`].

@@ -13,6 +13,7 @@ use coracle_agent::protocol::agent::{
 use coracle_agent::relay::{poll, poll_entry};
 
 use super::Surroundings;
+use super::branch::Branch;
 use super::cgroup::Cgroups;
 use super::identity;
 use super::job::{Begun, Job};
@@ -26,6 +27,7 @@ pub(super) struct Server {
     surroundings: Surroundings,
     groups: Option<Cgroups>,
     parked: Parked,
+    branch: Branch,
     /// Variables of all commands, from the machine's identity.
     env: Vec<(OsString, OsString)>,
     /// The token of the last session.
@@ -58,13 +60,14 @@ struct Connection {
 }
 
 impl Server {
-    pub(super) fn new(surroundings: Surroundings) -> Self {
+    pub(super) fn new(surroundings: Surroundings, branch: Branch) -> Self {
         // Old kernels, and systems without the right to use it, must do with process groups.
         let groups = Cgroups::open().ok();
         Self {
             surroundings,
             groups,
             parked: Parked::default(),
+            branch,
             env: Vec::new(),
             last_token: None,
             buffer: vec![0; MAX_DATA].into(),
@@ -93,6 +96,7 @@ impl Server {
             for job in std::mem::take(&mut connection.jobs).into_values() {
                 self.park(job);
             }
+            self.branch.leave();
             match end {
                 // The line stays, and the next session begins at once.
                 End::Broken(SessionError::Restored) => {
@@ -122,15 +126,17 @@ impl Server {
         left.into_iter().for_each(|job| self.drop_job(job));
     }
 
-    /// Kills the commands that no host will take up.
+    /// Kills the commands that no host will take up, and gives up the branch points that none has left.
     pub(super) fn drop_parked(&mut self) {
+        self.branch.give_up();
         let parked = self.parked.take();
         parked.for_each(|command| self.drop_job(Job::Command(command)));
     }
 
     fn drop_late(&mut self) {
-        let late = self.parked.take_late();
-        late.for_each(|command| self.drop_job(Job::Command(command)));
+        if self.parked.is_late() {
+            self.drop_parked();
+        }
     }
 
     /// Does the work that needs no connection.
@@ -142,12 +148,15 @@ impl Server {
             }
             let mut entries = self.own_entries();
             let own = entries.len();
-            entries.extend(self.parked.poll_entries());
-            let wake = self.parked.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            let branch = self.branch.poll_entries();
+            entries.extend(self.parked.poll_entries().chain(branch));
+            let wake = self.parked.deadline().into_iter().chain(self.branch.deadline()).min();
+            let wake = wake.map(|at| at.saturating_duration_since(Instant::now()));
             // An error of poll itself ends the wait early.
             let _ = poll(&mut entries, millis(wake.map_or(left, |wake| wake.min(left))));
             self.parked.handle(entries.get(own..).unwrap_or_default(), &mut self.buffer);
             self.heed(&mut BTreeMap::new(), None);
+            self.branch.advance(None);
             self.drop_late();
         }
     }
@@ -174,7 +183,7 @@ impl Server {
         let wants = if is_clogged { 0 } else { libc::POLLIN }
             | if session.output().is_empty() { 0 } else { libc::POLLOUT };
         entries.push(poll_entry(line.file.as_raw_fd(), wants));
-        entries.extend(self.parked.poll_entries());
+        entries.extend(self.parked.poll_entries().chain(self.branch.poll_entries()));
         let of_jobs = entries.len();
         for job in jobs.values() {
             entries.extend(job.poll_entries(session, !is_clogged));
@@ -184,6 +193,7 @@ impl Server {
             true => Some(Instant::now()),
             false => {
                 let own = repeats.then_some(*greet_at).into_iter().chain(self.parked.deadline());
+                let own = own.chain(self.branch.deadline());
                 jobs.values().filter_map(Job::deadline).chain(own).min()
             }
         };
@@ -206,6 +216,7 @@ impl Server {
         if from_host.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
             self.read(connection)?;
         }
+        self.branch.advance(Some(&mut connection.session));
         self.drop_late();
         self.finish_jobs(connection);
         connection.write()?;
@@ -393,6 +404,7 @@ impl Server {
                     let job = jobs.remove(&channel);
                     job.into_iter().for_each(|job| self.drop_job(job));
                 }
+                None if self.branch.close(channel) => session.closed(channel),
                 None => {}
             },
         }
@@ -412,10 +424,16 @@ impl Server {
             }),
             Request::Identify(request) => identity::take_over(&request).map(|()| {
                 self.env = request.env;
+                self.branch.go_on(&self.env);
                 session.answer(channel, &AgentMessage::Done);
                 Begun::Done
             }),
+            Request::BranchPoint { any_user } => {
+                self.branch.wait(channel, any_user);
+                return;
+            }
             Request::Exec(mut request) => {
+                self.branch.offer_program();
                 if !request.clear_env {
                     // Its own variables come later, and count.
                     request.env.splice(..0, self.env.iter().cloned());

@@ -5,6 +5,7 @@
 //! the agent connects again: so it goes on after the host has reset the transport.
 
 mod aside;
+mod branch;
 mod cgroup;
 mod command;
 mod event_loop;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use coracle_agent::protocol::agent::Place;
 
+use self::branch::Branch;
 use self::event_loop::{End, Server};
 pub(crate) use self::root::InitRoot;
 pub(crate) use self::transport::Transport;
@@ -71,7 +73,9 @@ impl Surroundings {
 /// Serves the host forever, or until the only connection that the transport can make has ended.
 pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
     raise_descriptor_limit();
-    let mut server = Server::new(surroundings);
+    // An agent for one connection belongs to no machine.
+    let branch = if transport.is_single() { Branch::default() } else { Branch::open() };
+    let mut server = Server::new(surroundings, branch);
     let mut said = String::new();
     loop {
         server.enter_root();

@@ -51,10 +51,9 @@ impl Parked {
         std::mem::take(&mut self.commands).into_values()
     }
 
-    /// Takes all of them if the host that would know them has not come in time.
-    pub(super) fn take_late(&mut self) -> impl Iterator<Item = Command> + use<> {
-        let is_late = self.until.is_some_and(|until| Instant::now() >= until);
-        is_late.then(|| self.take()).into_iter().flatten()
+    /// Returns whether the host that would know them has not come in time.
+    pub(super) fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 
     /// Returns their descriptions.
