@@ -42,10 +42,10 @@ mod console;
 
 #[path = "linux/exit_codes.rs"]
 mod exit_codes;
-#[path = "linux/formats.rs"]
-mod formats;
 #[path = "linux/forks.rs"]
 mod forks;
+#[path = "linux/formats.rs"]
+mod formats;
 #[path = "linux/many.rs"]
 mod many;
 #[path = "linux/net.rs"]

@@ -57,9 +57,9 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Some(Answer::NoHost) => fail(
             "no host waits for a branch point: call `Vm::wait_branch_point` before, or at most 5 s later",
         ),
-        Some(Answer::NotRoot) => {
-            fail("the host waits for a branch point of root only: run this as root, or let it allow all users")
-        }
+        Some(Answer::NotRoot) => fail(
+            "the host waits for a branch point of root only: run this as root, or let it allow all users",
+        ),
         Some(Answer::HostGone) => fail("the host that waited has gone without a snapshot"),
         None => fail("the agent has gone"),
     }

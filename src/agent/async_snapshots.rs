@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use coracle_agent::protocol::agent::Request;
 
+use super::ProcessInfo;
 use super::branch::{self, BranchPoint};
 use super::channel::ChannelState;
 use super::client::AgentClient;
 use super::error::{AgentError, ExecError};
 use super::process::Process;
 use super::tasks::{answer, come};
-use super::ProcessInfo;
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl AgentClient {
@@ -41,8 +41,24 @@ impl AgentClient {
     /// # Errors
     /// The errors of [`AgentClient::wait_branch_point`].
     pub async fn wait_branch_point_async(&self, limit: Duration) -> Result<BranchPoint, AgentError> {
+        self.branch_point_async(limit, false).await
+    }
+
+    /// Waits for a process of any user. This is the asynchronous form of
+    /// [`AgentClient::wait_branch_point_of_any_user`].
+    ///
+    /// # Errors
+    /// The errors of [`AgentClient::wait_branch_point`].
+    pub async fn wait_branch_point_of_any_user_async(
+        &self,
+        limit: Duration,
+    ) -> Result<BranchPoint, AgentError> {
+        self.branch_point_async(limit, true).await
+    }
+
+    async fn branch_point_async(&self, limit: Duration, any_user: bool) -> Result<BranchPoint, AgentError> {
         let wait = async {
-            let channel = self.open_async(Request::BranchPoint { any_user: false }).await?;
+            let channel = self.open_async(Request::BranchPoint { any_user }).await?;
             let pid = come(&channel, branch::reached).await?;
             Ok(BranchPoint::new(channel, pid))
         };

@@ -7,16 +7,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coracle_agent::protocol::agent::{
-    AgentInfo, NetworkInfo, NetworkRequest, Power, ProcessInfo, Request,
-};
+use coracle_agent::protocol::agent::{AgentInfo, NetworkInfo, NetworkRequest, Power, ProcessInfo, Request};
 use coracle_devices::virtio::net::MacAddress;
 
 use super::channel::{Answer, Channel};
 use super::error::{AgentError, ExecError, ReadyLimit};
 use super::exec::Exec;
-use super::process::Process;
 use super::link::{Limits, Link, LinkThread, Peer};
+use super::process::Process;
 use super::restored::Past;
 use crate::config::AgentConfig;
 

@@ -46,8 +46,7 @@ pub use branch::BranchPoint;
 pub use client::{AgentClient, NetworkSettings};
 pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::protocol::agent::{
-    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, ProcessInfo,
-    WindowSize,
+    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, ProcessInfo, WindowSize,
 };
 pub use error::{AgentError, CopyWay, ExecError, FileError, ReadyLimit, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, Hash, SnapshotId, digits};
 use crate::config::{
-    AcpiMode, AgentConfig, ConfigError, ConsoleDevice, HaltPolicy, MemorySize, SerialConfig, VcpuCount, VmConfig,
+    AcpiMode, AgentConfig, ConfigError, ConsoleDevice, HaltPolicy, MemorySize, SerialConfig, VcpuCount,
+    VmConfig,
 };
 
 /// The content of a manifest, apart from its checksum. Its fields are those of the JSON object, in their

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use super::outcome::Outcome;
 use super::{Vm, VmHandle};
 use crate::agent::{
-    AgentError, AgentInfo, BranchPoint, DirEntry, ExecError, FileError, NetworkInfo, NetworkSettings, Process,
-    ProcessInfo,
+    AgentError, AgentInfo, BranchPoint, DirEntry, ExecError, FileError, NetworkInfo, NetworkSettings,
+    Process, ProcessInfo,
 };
 
 macro_rules! calls_on {

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use super::{Vm, VmHandle};
 use crate::agent::{
-    AgentClient, AgentError, AgentInfo, BranchPoint, DirEntry, Exec, ExecError, FileError, NetworkInfo, NetworkSettings,
-    Process, ProcessInfo,
+    AgentClient, AgentError, AgentInfo, BranchPoint, DirEntry, Exec, ExecError, FileError, NetworkInfo,
+    NetworkSettings, Process, ProcessInfo,
 };
 use crate::outcome::Outcome;
 

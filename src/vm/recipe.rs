@@ -143,5 +143,9 @@ pub(super) fn random_bits() -> Result<u128, BuildError> {
     // SAFETY: pointer and length are those of the array, and so few bytes are never cut short
     // (getrandom(2)).
     let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if count < 0 { Err(BuildError::Random(io::Error::last_os_error())) } else { Ok(u128::from_le_bytes(bytes)) }
+    if count < 0 {
+        Err(BuildError::Random(io::Error::last_os_error()))
+    } else {
+        Ok(u128::from_le_bytes(bytes))
+    }
 }

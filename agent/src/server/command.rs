@@ -98,11 +98,7 @@ impl Command {
 
     /// Returns the entries to poll: stdin's, then those of the outputs. Entries that are not wanted have the
     /// descriptor -1.
-    pub(super) fn poll_entries(
-        &self,
-        session: Option<&AgentSession>,
-        may_read: bool,
-    ) -> [libc::pollfd; 3] {
+    pub(super) fn poll_entries(&self, session: Option<&AgentSession>, may_read: bool) -> [libc::pollfd; 3] {
         let fd = |file: &Option<File>| file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let output = |file: &Option<File>, stream| {
             let has_room = may_read && self.room(stream, session) > 0;

@@ -75,10 +75,9 @@ impl Job {
                 return Ok(Begun::End(power));
             }
             // The server itself answers these.
-            Request::Identify(_)
-            | Request::Processes
-            | Request::Attach(_)
-            | Request::BranchPoint { .. } => return Ok(Begun::Done),
+            Request::Identify(_) | Request::Processes | Request::Attach(_) | Request::BranchPoint { .. } => {
+                return Ok(Begun::Done);
+            }
         }))
     }
 

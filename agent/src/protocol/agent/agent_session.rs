@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::flow::{Receiver, Sender};
+use super::hello::RestoreScanner;
 use super::link::{Input, Link, common_version};
 use super::message::data_frame;
-use super::hello::RestoreScanner;
 use super::{
-    AgentInfo, AgentMessage, AttachRequest, Failure, Hello, HostMessage, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME, Request,
-    SessionError, Step, Stream, WindowSize,
+    AgentInfo, AgentMessage, AttachRequest, Failure, Hello, HostMessage, MAX_CHANNELS, MAX_DATA,
+    MAX_HOST_FRAME, Request, SessionError, Step, Stream, WindowSize,
 };
 
 /// The agent's end of a session.

@@ -7,8 +7,8 @@ use super::flow::{Receiver, Sender};
 use super::link::{Input, Link, common_version};
 use super::message::data_frame;
 use super::{
-    AgentInfo, AgentMessage, AttachRequest, Hello, HostMessage, MAX_AGENT_FRAME, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME,
-    MAX_WAITING, OLDEST_VERSION, Request, SavedSession, SessionError, Stream, WindowSize,
+    AgentInfo, AgentMessage, AttachRequest, Hello, HostMessage, MAX_AGENT_FRAME, MAX_CHANNELS, MAX_DATA,
+    MAX_HOST_FRAME, MAX_WAITING, OLDEST_VERSION, Request, SavedSession, SessionError, Stream, WindowSize,
 };
 
 /// The host's end of a session.

@@ -162,8 +162,11 @@ fn dsdt_holds_each_virtio_device_with_its_window_and_interrupt() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
     let virtio: Vec<_> = (0..).map_while(VirtioMmio::nth).collect();
     assert_eq!(virtio.len(), 17);
-    write_tables(&memory, &AcpiConfig { cpus: 255, virtio: &virtio, has_com2: false, has_rtc: true, generation_id: GENERATION })
-        .unwrap();
+    write_tables(
+        &memory,
+        &AcpiConfig { cpus: 255, virtio: &virtio, has_com2: false, has_rtc: true, generation_id: GENERATION },
+    )
+    .unwrap();
     let (fadt, _) = fadt_and_madt(&memory);
     let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
     let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
@@ -181,7 +184,10 @@ fn tables_of_255_cpus_fit_their_area() {
 #[test]
 fn memory_without_the_area_is_an_error() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
-    let error = write_tables(&memory, &AcpiConfig { cpus: 1, virtio: &[], has_com2: false, has_rtc: true, generation_id: GENERATION })
-        .unwrap_err();
+    let error = write_tables(
+        &memory,
+        &AcpiConfig { cpus: 1, virtio: &[], has_com2: false, has_rtc: true, generation_id: GENERATION },
+    )
+    .unwrap_err();
     assert!(matches!(error, AcpiError::Write(_)), "{error}");
 }
