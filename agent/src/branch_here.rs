@@ -65,7 +65,10 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn ask() -> io::Result<(Option<Answer>, Vec<(OsString, OsString)>)> {
+/// Names and values of variables.
+type Variables = Vec<(OsString, OsString)>;
+
+fn ask() -> io::Result<(Option<Answer>, Variables)> {
     let mut stream = UnixStream::connect_addr(&SocketAddr::from_abstract_name(SOCKET)?)?;
     let mut message = Vec::new();
     stream.read_to_end(&mut message)?;

@@ -72,7 +72,7 @@ pub(super) enum Peer {
 pub(super) struct State {
     pub(super) session: HostSession,
     info: Option<AgentInfo>,
-    /// What the guest has to become before anybody may use the agent.
+    /// The guest's progress to the identity that it needs before anybody may use the agent.
     identity: Identity,
     pub(super) channels: HashMap<u32, ChannelState>,
     /// The error of all calls, once there will be no other connection.

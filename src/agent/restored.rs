@@ -9,7 +9,7 @@ use coracle_agent::protocol::agent::{
 
 use super::error::AgentError;
 
-/// What an agent's end on the host begins with.
+/// The beginning of an agent's end on the host.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Past {
     /// The session in the snapshot from which the machine goes on, if it had one.

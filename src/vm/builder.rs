@@ -365,7 +365,7 @@ pub(super) struct Parts {
     // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) guest: Guest,
-    /// What the agent's end begins with.
+    /// The beginning of the agent's end.
     pub(super) past: Past,
 }
 

@@ -1,5 +1,5 @@
-//! Tests of Linux guests with an agent that are forked or restored: identity, commands that run on, and branch
-//! points.
+//! Tests of Linux guests with an agent that are forked or restored: identity, commands that run on, and
+//! branch points.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -41,8 +41,8 @@ fn named_forks(template: &Template, count: usize) -> Vec<Vm> {
     template.fork(count, |index, fork| fork.hostname(format!("w{index}")).env("OWN", "it's")).unwrap()
 }
 
-/// Draws just before the guest is frozen, so that its kernel takes no other random numbers for some seconds by
-/// itself.
+/// Draws just before the guest is frozen, so that its kernel takes no other random numbers for some seconds
+/// by itself.
 fn freeze(vm: &Vm) -> Template {
     sh(vm, "head -c 16 /dev/urandom >/dev/null");
     vm.freeze().unwrap()

@@ -2,8 +2,8 @@
 //! on in each machine that continues from it.
 //!
 //! ```text
-//! Waiting --the host waits for one--> Parked --the host closes the channel--> goes on: it is the first machine
-//!    \--nobody does--> refused           \--a snapshot, and an identity--> goes on, as the machine with it
+//! Waiting --the host waits for one--> Parked --the host closes the channel--> goes on, without an identity
+//!    \--nobody does--> refused           \--a snapshot--> Left --an identity--> goes on, with it
 //! ```
 
 use std::collections::VecDeque;
@@ -148,7 +148,7 @@ impl Branch {
         });
     }
 
-    /// Ends the wait of a host, whose process goes on. Returns false if it is no such channel.
+    /// Ends the wait of a host, whose process goes on. Returns false if the channel is another.
     pub(super) fn close(&mut self, channel: u32) -> bool {
         let waited = self.hosts.len();
         self.hosts.retain(|(host, _)| *host != channel);

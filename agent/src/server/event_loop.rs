@@ -7,16 +7,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant, SystemTime};
 
-use coracle_agent::protocol::agent::{
-    AgentEvent, AgentInfo, AgentMessage, AgentSession, Failure, MAX_DATA, Power, Request, SessionError,
-};
+use coracle_agent::protocol::agent::{AgentInfo, AgentMessage, AgentSession, MAX_DATA, Power, SessionError};
 use coracle_agent::relay::{poll, poll_entry};
 
 use super::Surroundings;
 use super::branch::Branch;
 use super::cgroup::Cgroups;
-use super::identity;
-use super::job::{Begun, Job};
+use super::job::Job;
 use super::machine;
 use super::parked::Parked;
 use super::transport::Line;
@@ -25,11 +22,11 @@ use crate::power::{self, PowerButton, requested};
 /// The agent between and during connections.
 pub(super) struct Server {
     surroundings: Surroundings,
-    groups: Option<Cgroups>,
-    parked: Parked,
-    branch: Branch,
+    pub(super) groups: Option<Cgroups>,
+    pub(super) parked: Parked,
+    pub(super) branch: Branch,
     /// Variables of all commands, from the machine's identity.
-    env: Vec<(OsString, OsString)>,
+    pub(super) env: Vec<(OsString, OsString)>,
     /// The token of the last session.
     last_token: Option<u64>,
     buffer: Box<[u8]>,
@@ -48,15 +45,15 @@ pub(super) enum End {
 }
 
 /// The state of one connection.
-struct Connection {
+pub(super) struct Connection {
     line: Line,
-    session: AgentSession,
-    jobs: BTreeMap<u32, Job>,
+    pub(super) session: AgentSession,
+    pub(super) jobs: BTreeMap<u32, Job>,
     greet_at: Instant,
     /// The wait before the next look for a host at the other end.
     pause: Duration,
     /// The end of the machine, which starts once the host has heard of it.
-    end: Option<Power>,
+    pub(super) end: Option<Power>,
 }
 
 impl Server {
@@ -313,7 +310,7 @@ impl Server {
         }
     }
 
-    fn drop_job(&mut self, job: Job) {
+    pub(super) fn drop_job(&mut self, job: Job) {
         match job {
             Job::Command(mut command) => {
                 if !command.is_over() {
@@ -360,98 +357,6 @@ impl Server {
             false => {}
         }
     }
-
-    fn obey(&mut self, event: AgentEvent, connection: &mut Connection) {
-        let Connection { session, jobs, .. } = connection;
-        match event {
-            AgentEvent::Open(channel, request) => self.begin(channel, request, connection),
-            AgentEvent::Data(channel, bytes) => match jobs.get_mut(&channel) {
-                Some(Job::Command(command)) => command.take_input(&bytes, session),
-                Some(Job::Put(put)) => {
-                    if let Err(failure) = put.take(&bytes, session) {
-                        jobs.remove(&channel);
-                        refuse(session, channel, failure);
-                    }
-                }
-                Some(Job::Get(_) | Job::Aside(_)) | None => {}
-            },
-            AgentEvent::End(channel) => match jobs.get_mut(&channel) {
-                Some(Job::Command(command)) => command.end_input(),
-                Some(Job::Put(_)) => {
-                    let Some(Job::Put(put)) = jobs.remove(&channel) else { return };
-                    match put.finish(session) {
-                        Ok(()) => session.closed(channel),
-                        Err(failure) => refuse(session, channel, failure),
-                    }
-                }
-                Some(Job::Get(_) | Job::Aside(_)) | None => {}
-            },
-            AgentEvent::Signal(channel, signal) => {
-                if let Some(Job::Command(command)) = jobs.get(&channel) {
-                    command.signal(signal);
-                }
-            }
-            AgentEvent::Resize(channel, size) => {
-                if let Some(Job::Command(command)) = jobs.get(&channel) {
-                    command.resize(size);
-                }
-            }
-            AgentEvent::Close(channel) => match jobs.get_mut(&channel) {
-                // Its end is still to come.
-                Some(Job::Command(command)) => command.kill(),
-                Some(Job::Put(_) | Job::Get(_) | Job::Aside(_)) => {
-                    session.closed(channel);
-                    let job = jobs.remove(&channel);
-                    job.into_iter().for_each(|job| self.drop_job(job));
-                }
-                None if self.branch.close(channel) => session.closed(channel),
-                None => {}
-            },
-        }
-    }
-
-    fn begin(&mut self, channel: u32, request: Request, connection: &mut Connection) {
-        self.enter_root();
-        let Connection { session, jobs, .. } = connection;
-        let begun = match request {
-            Request::Processes => {
-                session.answer(channel, &AgentMessage::Processes(self.parked.list()));
-                Ok(Begun::Done)
-            }
-            Request::Attach(request) => self.parked.attach(&request).map(|mut command| {
-                command.attach(channel, session);
-                Begun::Job(Job::Command(command))
-            }),
-            Request::Identify(request) => identity::take_over(&request).map(|()| {
-                self.env = request.env;
-                self.branch.go_on(&self.env);
-                session.answer(channel, &AgentMessage::Done);
-                Begun::Done
-            }),
-            Request::BranchPoint { any_user } => {
-                self.branch.wait(channel, any_user);
-                return;
-            }
-            Request::Exec(mut request) => {
-                self.branch.offer_program();
-                if !request.clear_env {
-                    // Its own variables come later, and count.
-                    request.env.splice(..0, self.env.iter().cloned());
-                }
-                Job::begin(channel, Request::Exec(request), session, self.groups.as_mut())
-            }
-            request => Job::begin(channel, request, session, self.groups.as_mut()),
-        };
-        match begun {
-            Ok(Begun::Job(job)) => drop(jobs.insert(channel, job)),
-            Ok(Begun::Done) => session.closed(channel),
-            Ok(Begun::End(power)) => {
-                session.closed(channel);
-                connection.end = Some(power);
-            }
-            Err(failure) => refuse(session, channel, failure),
-        }
-    }
 }
 
 impl Connection {
@@ -472,11 +377,6 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-fn refuse(session: &mut AgentSession, channel: u32, failure: Failure) {
-    session.answer(channel, &AgentMessage::Failed(failure));
-    session.closed(channel);
 }
 
 /// Returns a number that distinguishes this session from earlier ones, and that only its ends know.

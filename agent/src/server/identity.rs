@@ -36,11 +36,11 @@ fn reseed(seed: &[u8]) -> io::Result<()> {
     pool.bits = pool.bytes.saturating_mul(8);
     let device = File::open(RANDOM)?;
     // SAFETY: the kernel reads the header and as many bytes as it says, all of which are in the structure.
-    if unsafe { libc::ioctl(device.as_raw_fd(), ADD_ENTROPY as _, &raw const pool) } < 0 {
+    if unsafe { libc::ioctl(device.as_raw_fd(), ADD_ENTROPY, &raw const pool) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call takes nothing.
-    if unsafe { libc::ioctl(device.as_raw_fd(), RESEED as _) } < 0 {
+    if unsafe { libc::ioctl(device.as_raw_fd(), RESEED) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -84,5 +84,5 @@ const MACHINE_ID: &str = "/etc/machine-id";
 /// The file that is mounted over a machine's id that cannot be written.
 const COVER: &str = "/run/coracle-machine-id";
 /// `RNDADDENTROPY` and `RNDRESEEDCRNG` of `linux/random.h`.
-const ADD_ENTROPY: u32 = 0x4008_5203;
-const RESEED: u32 = 0x5207;
+const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
+const RESEED: libc::Ioctl = 0x5207;

@@ -26,7 +26,7 @@ pub(super) enum Job {
 
 /// The immediate result of a request.
 pub(super) enum Begun {
-    Job(Job),
+    Job(Box<Job>),
     Done,
     /// The machine is to end once the host has heard of it.
     End(Power),
@@ -40,7 +40,7 @@ impl Job {
         session: &mut AgentSession,
         groups: Option<&mut Cgroups>,
     ) -> Result<Begun, Failure> {
-        Ok(Begun::Job(match request {
+        Ok(Begun::Job(Box::new(match request {
             Request::Exec(request) => {
                 let command = Command::start(channel, &request, groups)?;
                 let pid = command.process().cast_unsigned();
@@ -78,7 +78,7 @@ impl Job {
             Request::Identify(_) | Request::Processes | Request::Attach(_) | Request::BranchPoint { .. } => {
                 return Ok(Begun::Done);
             }
-        }))
+        })))
     }
 
     /// Returns the entries to poll. Entries that are not wanted have the descriptor -1.

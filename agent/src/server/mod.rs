@@ -15,6 +15,7 @@ mod job;
 mod machine;
 mod parked;
 mod paths;
+mod requests;
 mod root;
 mod spawn;
 mod transport;

@@ -36,7 +36,7 @@ impl Line {
     /// Drops bytes of a serial line that have not been sent: they are for a host that stayed behind, and it
     /// may take a second to send them.
     pub(super) fn drop_output(&self) {
-        // SAFETY: the call takes numbers only. It fails on a line that is no terminal, which is fine.
+        // SAFETY: the call takes numbers only. It fails on other lines than serial ones, which is fine.
         unsafe { libc::tcflush(self.file.as_raw_fd(), libc::TCOFLUSH) };
     }
 }

@@ -12,6 +12,7 @@ mod agent_session;
 mod entry;
 mod flow;
 mod hello;
+mod host_channel;
 mod host_session;
 mod limits;
 mod link;

@@ -1,4 +1,4 @@
-//! What belongs to a machine that goes on from a snapshot: its identity, and the commands that run on.
+//! Messages about a machine that goes on from a snapshot: its identity, and the commands that run on.
 
 use std::ffi::OsString;
 use std::time::Duration;

@@ -127,7 +127,7 @@ fn dsdt_tells_the_power_button_by_the_event_device() {
     assert!(contains(&[0x89, 6, 0, 3, 1, 9, 0, 0, 0]), "interrupt 9, edge, active high");
     assert!(contains(b"\x5b\x80EREG\x01\x0b\x03\x06\x01"), "OperationRegion (EREG, SystemIO, 0x603, 1)");
     assert!(contains(b"\x5b\x81\x0bEREG\x41EVTS\x08"), "Field (EREG, ByteAcc, NoLock, WriteAsZeros)");
-    // Local0 = EVTS; If (Local0 & 2) { Notify (\_SB.VGEN, 0x80) }; If (Local0 & 1) { Notify (\_SB.PWRB, 0x80) }
+    // Local0 = EVTS; If (Local0 & 2) { Notify (\_SB.VGEN, 0x80) }, and the same for 1 and \_SB.PWRB
     let method: &[u8] = b"_EVT\x09\x70EVTS\x60\xa0\x13\x7b\x60\x0a\x02\x00\x86\\\x2e_SB_VGEN\x0a\x80\
         \xa0\x12\x7b\x60\x01\x00\x86\\\x2e_SB_PWRB\x0a\x80";
     assert!(contains(method), "{dsdt:x?}");
