@@ -42,6 +42,8 @@ mod console;
 
 #[path = "linux/exit_codes.rs"]
 mod exit_codes;
+#[path = "linux/forks.rs"]
+mod forks;
 #[path = "linux/formats.rs"]
 mod formats;
 #[path = "linux/many.rs"]

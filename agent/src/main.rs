@@ -8,6 +8,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod branch_here;
 mod console;
 mod furnish;
 mod mark;
@@ -22,6 +23,7 @@ mod roles;
 mod server;
 mod signals;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::process::ExitCode;
 
@@ -87,11 +89,16 @@ fn main() -> ExitCode {
 
 /// Runs the agent that an init or a person started. The argument names the transport to the host.
 fn serve_by_hand() -> ExitCode {
-    let transport = std::env::args().nth(1).as_deref().and_then(Transport::parse);
+    let mut arguments = std::env::args_os().skip(1);
+    let word = arguments.next();
+    if word.as_deref() == Some("branch-here".as_ref()) {
+        return branch_here::run(arguments);
+    }
+    let transport = word.as_deref().and_then(OsStr::to_str).and_then(Transport::parse);
     let Some(transport) = transport else {
         eprintln!(
             "coracle-agent: this is the first process of a machine, or serves its host by vsock:PORT, console or a \
-             serial device: give one of them, as in vsock:1024"
+             serial device: give one of them, as in vsock:1024. With branch-here, a process waits at its branch point"
         );
         return ExitCode::from(125);
     };

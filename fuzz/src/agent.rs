@@ -2,16 +2,20 @@
 //! them.
 
 use coracle_agent::protocol::agent::{
-    AgentEvent, AgentInfo, AgentMessage, AgentSession, EntryReader, ExecRequest, Hello, HostEvent,
-    HostSession, Place, PutRequest, Request, Stream,
+    AgentEvent, AgentInfo, AgentMessage, AgentSession, AttachRequest, EntryReader, ExecRequest, Hello,
+    HostEvent, HostSession, IdentityRequest, Place, PutRequest, Request, SavedSession, SessionError, Stream,
 };
 
 /// The host's end. The first byte is the size of the pieces in which the rest arrives, after a greeting and
 /// the word that the agent is ready, or, where the byte is 0, without them. The host has a command, a file
-/// each way and a list under way.
+/// each way, a list and what belongs to a snapshot under way. Where the byte is 255, the machine goes on from
+/// a snapshot.
 pub fn agent_host(data: &[u8]) {
     let Some((&piece, stream)) = data.split_first() else { return };
-    let mut host = HostSession::default();
+    let mut host = match piece {
+        u8::MAX => HostSession::restored(SavedSession { token: TOKEN + 1 }),
+        _ => HostSession::default(),
+    };
     if piece != 0 {
         let ready = AgentMessage::Ready(info()).to_frame(0);
         host.receive(&[Hello::new(TOKEN).to_bytes(), ready].concat()).unwrap();
@@ -48,18 +52,24 @@ pub fn agent_host(data: &[u8]) {
 /// The agent's end, in the same way. It answers what a sound agent would, and runs nothing.
 pub fn agent_guest(data: &[u8]) {
     let Some((&piece, stream)) = data.split_first() else { return };
-    let mut agent = AgentSession::new(TOKEN, info());
+    let mut agent = AgentSession::after((piece == u8::MAX).then_some(TOKEN + 1), TOKEN, info());
     if piece != 0 {
         agent.receive(&Hello::new(TOKEN).to_bytes()).unwrap();
         assert!(agent.is_open());
     }
     for piece in stream.chunks(usize::from(piece).max(1)) {
-        if agent.receive(piece).is_err() {
-            return;
+        match agent.receive(piece) {
+            Ok(()) => {}
+            Err(SessionError::Restored) => {
+                agent = AgentSession::after(Some(agent.token()), agent.token() + 1, info());
+                assert!(!agent.is_open() && !agent.is_continued());
+                continue;
+            }
+            Err(_) => return,
         }
         while let Some(event) = agent.next_event() {
             match event {
-                AgentEvent::Open(channel, Request::Exec(_)) => {
+                AgentEvent::Open(channel, Request::Exec(_) | Request::Attach(_)) => {
                     agent.answer(channel, &AgentMessage::Started { pid: 2 });
                     let room = agent.credit(channel, Stream::Stdout);
                     agent.send(channel, Stream::Stdout, &vec![7; room.min(1000)]);
@@ -92,7 +102,13 @@ fn open_all(host: &mut HostSession) {
         Request::List("/".into()),
         Request::SetClock(Default::default()),
     ];
-    for request in requests {
+    let of_snapshots = [
+        Request::Identify(Box::new(IdentityRequest { machine_id: "0".repeat(32), ..Default::default() })),
+        Request::Processes,
+        Request::Attach(AttachRequest { id: 1, stdin: true, terminal: false }),
+        Request::BranchPoint { any_user: false },
+    ];
+    for request in requests.into_iter().chain(of_snapshots) {
         host.open(request).unwrap();
     }
 }

@@ -166,6 +166,8 @@ payloads! {
         "writes to pages of its memory and prints a hash of them, by commands of the serial port; 0 after a `q`";
     "branch-timer" Zero payload_branch_timer..payload_branch_timer_end
         "prints how often the timer of its local APIC has fired, which it starts once and after a `t`; 0 after a `q`";
+    "generation" Zero payload_generation..payload_generation_end
+        "prints the generation id, and it and the event register at each interrupt 9; 0 after a byte";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end
         "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "rng-counter" Zero payload_rng_counter..payload_rng_counter_end

@@ -3,12 +3,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
+use coracle_agent::protocol::agent::SavedSession;
 use coracle_devices::virtio::listener::ListenError;
 use coracle_devices::virtio::net::MacAddress;
 
 use super::client::AgentClient;
 use super::error::AgentError;
 use super::link::{Limits, LinkThread, Peer};
+use super::restored::Past;
 use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig, names_root};
 use crate::ending::Ending;
 use crate::virtio::{VirtioDevices, VsockPortError};
@@ -52,6 +54,7 @@ impl AgentAttachment {
         config: &VmConfig,
         virtio: &VirtioDevices,
         line: Option<OwnedFd>,
+        past: Past,
     ) -> Result<Option<AgentAttachment>, AttachError> {
         let Some(agent) = &config.agent else { return Ok(None) };
         let peer = match (agent.transport, line) {
@@ -63,7 +66,7 @@ impl AgentAttachment {
             (AgentTransport::Serial, Some(line)) => Peer::Line(line),
             (AgentTransport::Serial, None) => return Ok(None),
         };
-        let thread = LinkThread::start(peer, Limits::of_machine(config, agent))
+        let thread = LinkThread::start(peer, Limits::of_machine(config, agent), past)
             .map_err(AgentError::host("a thread"))?;
         let client =
             AgentClient::of_machine(thread.link().clone(), config.nets.first().and_then(|net| net.mac));
@@ -72,6 +75,11 @@ impl AgentAttachment {
 
     pub(crate) fn client(&self) -> AgentClient {
         self.client.clone()
+    }
+
+    /// Returns what a snapshot keeps of the agent's session; `None` if there was none yet.
+    pub(crate) fn save(&self) -> Option<SavedSession> {
+        self.client.link().lock().save()
     }
 
     /// Ends the attachment of a machine that ends and whose vCPUs have stopped. Bytes that the agent has sent

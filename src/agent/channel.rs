@@ -5,7 +5,7 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use coracle_agent::protocol::agent::{
-    AgentMessage, Ending, Failure, FileInfo, NetworkInfo, Request, Stream, WindowSize,
+    AgentMessage, Ending, Failure, FileInfo, NetworkInfo, ProcessInfo, Request, Stream, WindowSize,
 };
 
 use super::changed::Changed;
@@ -37,6 +37,7 @@ pub(super) struct ChannelState {
 pub(super) enum Answer {
     Exited(Ending),
     Network(NetworkInfo),
+    Processes(Vec<ProcessInfo>),
     Done,
     Failed(Failure),
 }
@@ -46,7 +47,19 @@ impl Answer {
     pub(super) fn into_network(self) -> Result<NetworkInfo, AgentError> {
         match self {
             Answer::Network(info) => Ok(info),
-            Answer::Exited(_) | Answer::Done | Answer::Failed(_) => Err(AgentError::Lost),
+            Answer::Exited(_) | Answer::Processes(_) | Answer::Done | Answer::Failed(_) => {
+                Err(AgentError::Lost)
+            }
+        }
+    }
+
+    /// Returns the answer to a request for the list of commands, likewise.
+    pub(super) fn into_processes(self) -> Result<Vec<ProcessInfo>, AgentError> {
+        match self {
+            Answer::Processes(list) => Ok(list),
+            Answer::Exited(_) | Answer::Network(_) | Answer::Done | Answer::Failed(_) => {
+                Err(AgentError::Lost)
+            }
         }
     }
 }
@@ -66,6 +79,7 @@ impl ChannelState {
             AgentMessage::File(info) => self.file = Some(info),
             AgentMessage::Exited(ending) => self.answer = Some(Answer::Exited(ending)),
             AgentMessage::Network(info) => self.answer = Some(Answer::Network(info)),
+            AgentMessage::Processes(list) => self.answer = Some(Answer::Processes(list)),
             AgentMessage::Done => self.answer = Some(Answer::Done),
             AgentMessage::Failed(failure) => self.answer = Some(Answer::Failed(failure)),
             AgentMessage::Data(stream, bytes) => {

@@ -7,13 +7,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coracle_agent::protocol::agent::{AgentInfo, NetworkInfo, NetworkRequest, Power, Request};
+use coracle_agent::protocol::agent::{AgentInfo, NetworkInfo, NetworkRequest, Power, ProcessInfo, Request};
 use coracle_devices::virtio::net::MacAddress;
 
 use super::channel::{Answer, Channel};
-use super::error::{AgentError, ReadyLimit};
+use super::error::{AgentError, ExecError, ReadyLimit};
 use super::exec::Exec;
 use super::link::{Limits, Link, LinkThread, Peer};
+use super::process::Process;
+use super::restored::Past;
 use crate::config::AgentConfig;
 
 /// The agent of one guest. Any number of threads can use it at the same time.
@@ -77,7 +79,7 @@ impl AgentClient {
     /// # Errors
     /// The host starts no thread.
     pub fn over_within(stream: impl Into<OwnedFd>, config: &AgentConfig) -> io::Result<AgentClient> {
-        let thread = LinkThread::start(Peer::Stream(stream.into()), Limits::of(config))?;
+        let thread = LinkThread::start(Peer::Stream(stream.into()), Limits::of(config), Past::default())?;
         Ok(AgentClient { link: thread.link().clone(), card: None, _thread: Some(Arc::new(thread)) })
     }
 
@@ -122,6 +124,29 @@ impl AgentClient {
         let limit = settings.lease_time();
         let answer = self.ask(settings.into_request(self.card));
         answer.map_err(|error| error.of_lease(limit))?.into_network()
+    }
+
+    /// Lists the commands that run on since before the snapshot from which the machine goes on: those that
+    /// the machine that was saved had started. What they write is kept, up to 256 KiB of each output, until
+    /// [`AgentClient::attach`] takes them up.
+    ///
+    /// # Errors
+    /// The agent or the machine has ended.
+    pub fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+        self.ask(Request::Processes)?.into_processes()
+    }
+
+    /// Takes up a command of [`AgentClient::processes`]. It has no limits of its own any more, and it is
+    /// killed when the result is dropped. Bytes that were on their way at the time of the snapshot belong to
+    /// the machine that was saved.
+    ///
+    /// # Errors
+    /// It has been taken up already, or the agent or the machine has ended.
+    pub fn attach(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
+        let channel = Channel::open(&self.link, Request::Attach(process.attach_request()))?;
+        let process = Process::attached(channel, process);
+        process.wait_started()?;
+        Ok(process)
     }
 
     /// Asks the guest to power off cleanly, and does not wait for it.

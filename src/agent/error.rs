@@ -46,6 +46,15 @@ pub enum AgentError {
     /// so that is waited for, for up to 3 s.
     #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
     Lost,
+    /// No process of the guest has reached its branch point in time.
+    #[error(
+        "no process of the guest has reached a branch point within {limit:?}; `coracle-agent branch-here` is one, \
+         as root"
+    )]
+    NoBranchPoint {
+        /// The limit of the call.
+        limit: Duration,
+    },
     /// The machine has ended.
     #[error("the machine has ended: {ending}{}{}", said(.panic), setting(.ending))]
     MachineEnded {
@@ -410,6 +419,8 @@ fn words(step: &Step) -> &'static str {
         Step::Limits => "limit",
         Step::Make => "make",
         Step::Remove => "remove",
+        Step::Machine => "take over the identity of the machine:",
+        Step::Process => "take up the command",
     }
 }
 
@@ -418,29 +429,4 @@ fn named(subject: &OsString) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_of_an_error_has_its_reason() {
-        let failure = |step, errno| Failure { step, subject: "/x".into(), errno };
-        let denied = ExecError::of(failure(Step::Execute, libc::EACCES));
-        assert!(denied.to_string().contains("\"/x\": Permission denied"), "{denied}");
-        let missing = FileError::of(failure(Step::Open, libc::ENOENT));
-        assert!(missing.to_string().contains("\"/x\": No such file"), "{missing}");
-        let refused = ExecError::of(failure(Step::Limits, libc::EOPNOTSUPP));
-        assert!(refused.to_string().contains("limit \"/x\": Operation not supported"), "{refused}");
-        let broken = AgentError::from(SessionError::Restarted);
-        assert!(broken.to_string().contains(&SessionError::Restarted.to_string()), "{broken}");
-        assert_eq!(crate::error::whole(&denied), denied.to_string());
-    }
-
-    #[test]
-    fn what_may_succeed_later_is_a_variant() {
-        let full = Failure { step: Step::Channel, subject: "".into(), errno: libc::EAGAIN };
-        assert!(matches!(ExecError::of(full.clone()), ExecError::Agent { error: AgentError::Busy(_), .. }));
-        assert!(matches!(FileError::of(full), FileError::Agent(AgentError::Busy(_))));
-        assert!(matches!(OpenError::Clogged { waiting: 1 }.into(), AgentError::Busy(_)));
-        assert!(matches!(OpenError::TooLong { length: 1 }.into(), AgentError::Open(_)));
-    }
-}
+mod tests;

@@ -291,4 +291,4 @@ impl From<&str> for ExecInput {
 
 /// The default limit in bytes: enough for the output of a test or a snippet, and a bound on the program's
 /// memory.
-const DEFAULT_OUTPUT_LIMIT: usize = 16 << 20;
+pub(super) const DEFAULT_OUTPUT_LIMIT: usize = 16 << 20;

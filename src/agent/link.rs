@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coracle_agent::protocol::agent::{AgentInfo, HostEvent, HostSession};
+use coracle_agent::protocol::agent::{AgentInfo, HostEvent, HostSession, SavedSession};
 use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
 use coracle_devices::virtio::listener::PortListener;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -19,6 +19,7 @@ use super::changed::{Changed, Wakers};
 use super::channel::ChannelState;
 use super::connections::{self, accept};
 use super::error::{AgentError, ReadyLimit};
+use super::restored::{Identity, Past};
 use crate::config::{AgentConfig, VmConfig};
 use crate::ending::Ending;
 use crate::thread::ThreadKind;
@@ -71,6 +72,8 @@ pub(super) enum Peer {
 pub(super) struct State {
     pub(super) session: HostSession,
     info: Option<AgentInfo>,
+    /// The guest's progress to the identity that it needs before anybody may use the agent.
+    identity: Identity,
     pub(super) channels: HashMap<u32, ChannelState>,
     /// The error of all calls, once there will be no other connection.
     over: Option<AgentError>,
@@ -89,8 +92,8 @@ pub(super) struct LinkThread {
 }
 
 impl LinkThread {
-    pub(super) fn start(peer: Peer, limits: Limits) -> io::Result<LinkThread> {
-        let link = Arc::new(Link::new(limits)?);
+    pub(super) fn start(peer: Peer, limits: Limits, past: Past) -> io::Result<LinkThread> {
+        let link = Arc::new(Link::after(past, limits)?);
         let (alive, ended) = mpsc::channel();
         let thread = ThreadKind::Agent.spawn({
             let link = link.clone();
@@ -136,10 +139,17 @@ impl Drop for LinkThread {
 }
 
 impl Link {
+    #[cfg(test)]
     pub(super) fn new(limits: Limits) -> io::Result<Link> {
+        Self::after(Past::default(), limits)
+    }
+
+    fn after(past: Past, limits: Limits) -> io::Result<Link> {
+        let Past { session, identity } = past;
         let state = State {
-            session: HostSession::default(),
+            session: session.map(HostSession::restored).unwrap_or_default(),
             info: None,
+            identity: identity.into(),
             channels: HashMap::new(),
             over: None,
             ending: None,
@@ -220,6 +230,11 @@ impl Link {
 }
 
 impl State {
+    /// Returns what a snapshot keeps of the session.
+    pub(super) fn save(&self) -> Option<SavedSession> {
+        self.session.save()
+    }
+
     /// Returns the agent's properties, once it is ready.
     pub(super) fn info(&self) -> Option<&AgentInfo> {
         self.info.as_ref()
@@ -240,6 +255,7 @@ impl State {
     /// Starts again. Requests in flight wait for [`State::fail`].
     pub(super) fn disconnect(&mut self) {
         self.info = None;
+        self.identity.ask_again();
         self.session = HostSession::after(&self.session);
     }
 
@@ -258,8 +274,12 @@ impl State {
         while let Some(event) = self.session.next_event() {
             match event {
                 HostEvent::Ready(info) => {
-                    self.info = Some(info);
-                    ready.notify();
+                    self.identity.ask(info, &mut self.session);
+                    self.advance(ready);
+                }
+                HostEvent::Message(number, message) if self.identity.is_on(number) => {
+                    self.identity.take(message);
+                    self.advance(ready);
                 }
                 HostEvent::Message(number, message) => {
                     if let Some(channel) = self.channels.get_mut(&number) {
@@ -268,6 +288,18 @@ impl State {
                 }
             }
         }
+    }
+}
+
+impl State {
+    /// Lets callers use the agent once the guest is what it has to be.
+    fn advance(&mut self, ready: &Changed) {
+        match self.identity.result() {
+            None => return,
+            Some(Ok(info)) => self.info = Some(info),
+            Some(Err(error)) => self.over = Some(error),
+        }
+        ready.notify();
     }
 }
 
@@ -302,13 +334,21 @@ pub(super) fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentErr
     }
     let mut stream = File::from(stream);
     let mut deadline = None;
+    // The session has begun with it.
+    let mut announce_at = Instant::now() + ANNOUNCE;
     loop {
-        let (has_output, ends) = {
-            let state = link.lock();
+        let (has_output, ends, announces) = {
+            let mut state = link.lock();
             if state.stopped {
                 return AgentError::Lost;
             }
-            (!state.session.output().is_empty(), state.ending.is_some())
+            let is_due = Instant::now() >= announce_at;
+            let announces = state.session.announces();
+            if announces && is_due {
+                state.session.announce();
+                announce_at = Instant::now() + ANNOUNCE;
+            }
+            (!state.session.output().is_empty(), state.ending.is_some(), announces)
         };
         if ends {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + LAST_WORDS);
@@ -319,7 +359,12 @@ pub(super) fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentErr
         let wants = libc::POLLIN | if has_output { libc::POLLOUT } else { 0 };
         let mut entries =
             [poll_entry(link.wake.as_raw_fd(), libc::POLLIN), poll_entry(stream.as_raw_fd(), wants)];
-        if let Err(error) = poll(&mut entries, if ends { LAST_WORDS_POLL_MS } else { -1 }) {
+        let limit_ms = match (ends, announces) {
+            (true, _) => LAST_WORDS_POLL_MS,
+            (false, true) => ANNOUNCE.as_millis() as i32,
+            (false, false) => -1,
+        };
+        if let Err(error) = poll(&mut entries, limit_ms) {
             return AgentError::host("a wait for the agent's connection")(error);
         }
         let _ = link.wake.read();
@@ -388,3 +433,5 @@ const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// The time that the last bytes of an agent may take to arrive when its machine has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const LAST_WORDS_POLL_MS: i32 = 20;
+/// The interval at which an agent that has not greeted yet is told of a snapshot.
+const ANNOUNCE: Duration = Duration::from_secs(1);

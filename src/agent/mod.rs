@@ -12,7 +12,10 @@ mod async_calls;
 mod async_files;
 #[cfg(feature = "tokio")]
 mod async_io;
+#[cfg(feature = "tokio")]
+mod async_snapshots;
 mod attach;
+mod branch;
 mod changed;
 mod channel;
 mod client;
@@ -28,6 +31,7 @@ mod link;
 mod paths;
 mod patience;
 mod process;
+mod restored;
 mod serial;
 mod streams;
 #[cfg(feature = "tokio")]
@@ -38,10 +42,11 @@ mod waits;
 pub use async_io::Async;
 pub use attach::AttachError;
 pub(crate) use attach::{AgentAttachment, has_system, prepared, with_words};
+pub use branch::BranchPoint;
 pub use client::{AgentClient, NetworkSettings};
 pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::protocol::agent::{
-    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
+    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, ProcessInfo, WindowSize,
 };
 pub use error::{AgentError, CopyWay, ExecError, FileError, ReadyLimit, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
@@ -49,5 +54,6 @@ pub use file_streams::{FileReader, FileWriter};
 pub use limits::Rlimit;
 pub use paths::FileStat;
 pub use process::Process;
+pub(crate) use restored::Past;
 pub(crate) use serial::{AgentSerial, connect_serial, serial_console};
 pub use streams::{ProcessInput, ProcessOutput};

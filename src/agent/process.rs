@@ -4,12 +4,12 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_agent::protocol::agent::{Stream, WindowSize};
+use coracle_agent::protocol::agent::{ProcessInfo, Stream, WindowSize};
 
 use super::channel::{Answer, Channel, ChannelState, Locked};
 use super::collect::Collector;
 use super::error::{AgentError, ExecError};
-use super::exec::{ExecInput, ExecStatus, Output};
+use super::exec::{DEFAULT_OUTPUT_LIMIT, ExecInput, ExecStatus, Output};
 use super::streams::{ProcessInput, ProcessOutput, feed};
 
 /// A command that was started. Dropping it kills what still runs, with all processes that the command has
@@ -71,6 +71,12 @@ impl Process {
             limits,
             channel,
         }
+    }
+
+    /// Makes the handle of a command that is taken up.
+    pub(super) fn attached(channel: Channel, info: &ProcessInfo) -> Process {
+        let limits = ProcessLimits { output: DEFAULT_OUTPUT_LIMIT, time: None };
+        Process::new(channel, info.has_terminal, info.has_stdin, limits)
     }
 
     /// Returns its process id in the guest.

@@ -1,9 +1,13 @@
 //! The agent in a guest: whether there is one, and how to reach it.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use coracle_agent::protocol::agent::VSOCK_PORT;
+
+use super::ConfigError;
 
 /// An agent that runs commands in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +95,30 @@ impl Default for AgentConfig {
     /// The agent of the default guest.
     fn default() -> Self {
         AgentConfig::new(AgentPlace::default())
+    }
+}
+
+impl fmt::Display for AgentTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AgentTransport::Vsock(port) => write!(f, "vsock:{port}"),
+            AgentTransport::Console => f.write_str("console"),
+            AgentTransport::Serial => f.write_str("serial"),
+        }
+    }
+}
+
+impl FromStr for AgentTransport {
+    type Err = ConfigError;
+
+    /// Parses `vsock:PORT`, `console` or `serial`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let transport = match text {
+            "console" => Some(AgentTransport::Console),
+            "serial" => Some(AgentTransport::Serial),
+            _ => text.strip_prefix("vsock:").and_then(|port| port.parse().ok()).map(AgentTransport::Vsock),
+        };
+        transport.ok_or_else(|| ConfigError::AgentTransport { text: text.into() })
     }
 }
 

@@ -301,6 +301,12 @@ pub enum ConfigError {
         /// The rejected text.
         text: String,
     },
+    /// The text is not a way to an agent.
+    #[error("`{text}` is not a way to a guest's agent: use vsock:PORT, console or serial")]
+    AgentTransport {
+        /// The rejected text.
+        text: String,
+    },
     /// An option of a serial port is unknown, repeated, or contradicts another.
     #[error(
         "`{word}` does not go with a serial port, or not with what is before it: {}there are file=PATH, followed by \

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeviceFacts, FORMAT, Hash, SnapshotId, digits};
 use crate::config::{
-    AcpiMode, ConfigError, ConsoleDevice, DeviceId, HaltPolicy, MemorySize, SerialConfig, VcpuCount, VmConfig,
+    AcpiMode, AgentConfig, ConfigError, ConsoleDevice, DeviceId, HaltPolicy, MemorySize, SerialConfig,
+    VcpuCount, VmConfig,
 };
 
 /// The content of a manifest, apart from its checksum. Its fields are those of the JSON object, in their
@@ -65,6 +66,9 @@ pub struct MachineFacts {
     pub virtio_console: bool,
     /// The kind of the serial port's other end: `stdio`, `file`, `pty`, `socket` or `null`.
     pub serial: String,
+    /// The way to the agent, if the machine has one: `vsock:PORT`, `console` or `serial`.
+    #[serde(default)]
+    pub agent: Option<String>,
     /// The path of the kernel; `None` for that of the default guest.
     pub kernel: Option<String>,
     /// The kernel's command line, as it was configured.
@@ -221,6 +225,7 @@ impl MachineFacts {
             ends_when_halted: config.on_halt == HaltPolicy::Exit,
             virtio_console: config.console == ConsoleDevice::Virtio,
             serial: serial.to_owned(),
+            agent: config.agent.as_ref().map(|agent| agent.transport.to_string()),
             kernel: config.kernel.as_ref().map(|path| path.to_string_lossy().into_owned()),
             cmdline: config.cmdline.clone(),
         }
@@ -229,9 +234,19 @@ impl MachineFacts {
     /// Returns the configuration of a machine that is restored: with anonymous memory, a console that is not
     /// connected, and no limits.
     pub(crate) fn config(&self) -> Result<VmConfig, ManifestError> {
-        let Self { memory_mib, vcpus, acpi, ends_when_halted, virtio_console, serial: _, kernel: _, cmdline } =
-            self;
+        let Self {
+            memory_mib,
+            vcpus,
+            acpi,
+            ends_when_halted,
+            virtio_console,
+            serial: _,
+            agent,
+            kernel: _,
+            cmdline,
+        } = self;
         let field = |field| move |source| ManifestError::Field { field, source };
+        let transport = agent.as_deref().map(str::parse).transpose().map_err(field("machine.agent"))?;
         let memory = MemorySize::from_mib(*memory_mib).map_err(field("machine.memory_mib"))?;
         Ok(VmConfig {
             vcpus: VcpuCount::new(*vcpus).map_err(field("machine.vcpus"))?,
@@ -239,6 +254,7 @@ impl MachineFacts {
             console: if *virtio_console { ConsoleDevice::Virtio } else { ConsoleDevice::Serial },
             acpi: if *acpi { AcpiMode::On } else { AcpiMode::Off },
             on_halt: if *ends_when_halted { HaltPolicy::Exit } else { HaltPolicy::Wait },
+            agent: transport.map(|transport| AgentConfig { transport, ..AgentConfig::default() }),
             cmdline: cmdline.clone(),
             ..VmConfig::default()
         })

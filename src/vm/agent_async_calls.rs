@@ -5,7 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use super::outcome::Outcome;
 use super::{Vm, VmHandle};
-use crate::agent::{AgentError, AgentInfo, DirEntry, FileError, NetworkInfo, NetworkSettings};
+use crate::agent::{
+    AgentError, AgentInfo, BranchPoint, DirEntry, ExecError, FileError, NetworkInfo, NetworkSettings,
+    Process, ProcessInfo,
+};
 
 macro_rules! calls_on {
     ($machine:ty) => {
@@ -65,6 +68,31 @@ macro_rules! calls_on {
                 settings: NetworkSettings,
             ) -> Result<NetworkInfo, AgentError> {
                 self.agent()?.network_up_async(settings).await
+            }
+
+            /// See [`AgentClient::processes_async`](crate::agent::AgentClient::processes_async).
+            ///
+            /// # Errors
+            /// The errors of that call; it also fails if the machine has no agent.
+            pub async fn processes_async(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+                self.agent()?.processes_async().await
+            }
+
+            /// See [`AgentClient::attach_async`](crate::agent::AgentClient::attach_async).
+            ///
+            /// # Errors
+            /// The errors of that call; it also fails if the machine has no agent.
+            pub async fn attach_async(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
+                self.agent()?.attach_async(process).await
+            }
+
+            /// See
+            /// [`AgentClient::wait_branch_point_async`](crate::agent::AgentClient::wait_branch_point_async).
+            ///
+            /// # Errors
+            /// The errors of that call; it also fails if the machine has no agent.
+            pub async fn wait_branch_point_async(&self, limit: Duration) -> Result<BranchPoint, AgentError> {
+                self.agent()?.wait_branch_point_async(limit).await
             }
         }
     };

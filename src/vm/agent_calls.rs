@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use super::{Vm, VmHandle};
 use crate::agent::{
-    AgentClient, AgentError, AgentInfo, DirEntry, Exec, FileError, NetworkInfo, NetworkSettings,
+    AgentClient, AgentError, AgentInfo, BranchPoint, DirEntry, Exec, ExecError, FileError, NetworkInfo,
+    NetworkSettings, Process, ProcessInfo,
 };
 use crate::outcome::Outcome;
 
@@ -66,6 +67,32 @@ impl VmHandle {
     /// The machine has no agent, or the agent is not ready in time.
     pub fn wait_ready(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
         self.agent()?.wait_ready(limit)
+    }
+
+    /// Lists the commands that run on since before the snapshot from which the machine goes on: see
+    /// [`AgentClient::processes`](AgentClient::processes).
+    ///
+    /// # Errors
+    /// The machine has no agent, or it has ended.
+    pub fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+        self.agent()?.processes()
+    }
+
+    /// Takes up one of these commands: see [`AgentClient::attach`](AgentClient::attach).
+    ///
+    /// # Errors
+    /// The machine has no agent, or the command has been taken up already.
+    pub fn attach(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
+        self.agent()?.attach(process)
+    }
+
+    /// Waits until a process of root in the guest has reached its branch point: see
+    /// [`AgentClient::wait_branch_point`](AgentClient::wait_branch_point).
+    ///
+    /// # Errors
+    /// The machine has no agent, or no process has reached one within `limit`.
+    pub fn wait_branch_point(&self, limit: Duration) -> Result<BranchPoint, AgentError> {
+        self.agent()?.wait_branch_point(limit)
     }
 
     /// Asks the guest to power off and waits up to `grace` for it to end. The request goes to the agent if it
@@ -136,6 +163,30 @@ impl Vm {
     /// See [`VmHandle::agent`].
     pub fn agent(&self) -> Result<AgentClient, AgentError> {
         self.handle().agent()
+    }
+
+    /// See [`VmHandle::processes`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::processes`].
+    pub fn processes(&self) -> Result<Vec<ProcessInfo>, AgentError> {
+        self.handle().processes()
+    }
+
+    /// See [`VmHandle::attach`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::attach`].
+    pub fn attach(&self, process: &ProcessInfo) -> Result<Process, ExecError> {
+        self.handle().attach(process)
+    }
+
+    /// See [`VmHandle::wait_branch_point`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::wait_branch_point`].
+    pub fn wait_branch_point(&self, limit: Duration) -> Result<BranchPoint, AgentError> {
+        self.handle().wait_branch_point(limit)
     }
 
     /// See [`VmHandle::wait_ready`].

@@ -104,6 +104,9 @@ pub enum BuildError {
     /// The ACPI tables cannot be built.
     #[error("the ACPI tables cannot be written: {}", Whole(.0))]
     Acpi(AcpiError),
+    /// The host has no random bytes.
+    #[error("the host gives no random bytes for the machine's identity: {0}")]
+    Random(std::io::Error),
     /// The MP table cannot be built.
     #[error("the MP table cannot be written: {}", Whole(.0))]
     MpTable(MpTableError),

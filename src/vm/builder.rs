@@ -25,7 +25,7 @@ use super::stop::LOG_LIMIT;
 use super::vcpus::start_vcpus;
 use super::watch::Limits;
 use super::{BuildError, Vm, inputs};
-use crate::agent::{self, AgentAttachment};
+use crate::agent::{self, AgentAttachment, Past};
 use crate::config::{AcpiMode, ConfigError, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
 use crate::cpu::CpuFeatures;
@@ -215,7 +215,8 @@ impl VmBuilder {
         let signs = platform.signs.clone();
         let subject = Subject::new(config, recipe.cmdline(), disks, kernel, initrds, signs);
         let recipe = (config.on_reset == ResetPolicy::Reboot).then(|| Arc::new(recipe));
-        self.assemble(console, Parts { began, host, recipe, subject, origin: None, platform, vcpus, guest })
+        let past = Past::default();
+        self.assemble(console, Parts { began, host, recipe, subject, origin: None, platform, vcpus, guest, past })
     }
 
     /// Opens the host's ends of the consoles.
@@ -295,7 +296,7 @@ impl VmBuilder {
         mut consoles: MachineConsoles,
         parts: Parts,
     ) -> Result<(Vm, Machine), BuildError> {
-        let Parts { began, host, recipe, subject, origin, platform, vcpus, guest } = parts;
+        let Parts { began, host, recipe, subject, origin, platform, vcpus, guest, past } = parts;
         let HostParts { gate, mut event_loop, interrupts, virtio } = host;
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
@@ -313,7 +314,7 @@ impl VmBuilder {
         let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 
         let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());
-        let agent = AgentAttachment::new(&self.config, &virtio, line)?;
+        let agent = AgentAttachment::new(&self.config, &virtio, line, past)?;
         let shared = Shared::new(gate.clone(), console_path, button, &virtio, agent);
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // Dropping it ends the vCPU threads, should an error follow.
@@ -367,6 +368,8 @@ pub(super) struct Parts {
     // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
     pub(super) vcpus: Vec<Vcpu>,
     pub(super) guest: Guest,
+    /// The beginning of the agent's end.
+    pub(super) past: Past,
 }
 
 /// The parts of a machine that know nothing of its guest.

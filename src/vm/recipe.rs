@@ -1,6 +1,8 @@
 //! The ingredients of a guest, at the first start and again after each reset: the same files and settings
 //! give fresh memory, a fresh KVM virtual machine, and vCPUs at the kernel's entry point.
 
+use std::io;
+
 use coracle_arch::x86_64::acpi::{self, AcpiConfig};
 use coracle_arch::x86_64::layout::{self, VirtioMmio};
 use coracle_arch::x86_64::load::{self, LoadRequest};
@@ -60,7 +62,9 @@ impl Recipe {
         let acpi_rsdp = match self.config.acpi {
             AcpiMode::On => {
                 let has_rtc = self.announces_rtc();
-                Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio, has_com2, has_rtc })?)
+                let generation_id = random_bits()?;
+                let tables = AcpiConfig { cpus, virtio, has_com2, has_rtc, generation_id };
+                Some(acpi::write_tables(ram.mmap(), &tables)?)
             }
             AcpiMode::Off => {
                 let com2 = has_com2.then_some(layout::COM2_IRQ);
@@ -130,5 +134,18 @@ impl Recipe {
             Ok(vcpu)
         };
         (0..count).map(make).collect()
+    }
+}
+
+/// Draws a random number.
+pub(super) fn random_bits() -> Result<u128, BuildError> {
+    let mut bytes = [0; 16];
+    // SAFETY: pointer and length are those of the array, and so few bytes are never cut short
+    // (getrandom(2)).
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if count < 0 {
+        Err(BuildError::Random(io::Error::last_os_error()))
+    } else {
+        Ok(u128::from_le_bytes(bytes))
     }
 }

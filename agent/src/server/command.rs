@@ -1,13 +1,16 @@
 //! A running command: its streams to and from the host, its signals, and its end.
 
 use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write, pipe};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use coracle_agent::protocol::agent::{
-    AgentMessage, AgentSession, Ending, ExecLimits, ExecRequest, Failure, Step, Stream, WindowSize,
+    AgentMessage, AgentSession, Ending, ExecLimits, ExecRequest, Failure, INITIAL_WINDOW, ProcessInfo, Step,
+    Stream, WindowSize,
 };
 use coracle_agent::relay::{poll_entry, set_non_blocking};
 
@@ -20,6 +23,8 @@ use crate::pty::{self, Pty};
 /// ```text
 /// running --its process ends--> ended --its outputs end, or the grace is over--> over
 /// ```
+///
+/// While no host has it, its outputs are kept, up to a window each. It is given no session then.
 #[derive(Debug)]
 pub(super) struct Command {
     channel: u32,
@@ -31,9 +36,12 @@ pub(super) struct Command {
     pending: VecDeque<u8>,
     input_ended: bool,
     outputs: [Option<File>; 2],
+    /// Bytes that were read from the outputs while no host had the command.
+    kept: [VecDeque<u8>; 2],
     /// Whether the processes that it started end with it.
     kill_tree: bool,
-    ended: Option<Instant>,
+    ended: Option<(Instant, libc::c_int)>,
+    program: OsString,
 }
 
 impl Command {
@@ -77,8 +85,10 @@ impl Command {
             pending,
             input_ended: false,
             outputs,
+            kept: Default::default(),
             kill_tree: request.limits.kill_tree,
             ended: None,
+            program,
         })
     }
 
@@ -88,11 +98,11 @@ impl Command {
 
     /// Returns the entries to poll: stdin's, then those of the outputs. Entries that are not wanted have the
     /// descriptor -1.
-    pub(super) fn poll_entries(&self, session: &AgentSession, may_read: bool) -> [libc::pollfd; 3] {
+    pub(super) fn poll_entries(&self, session: Option<&AgentSession>, may_read: bool) -> [libc::pollfd; 3] {
         let fd = |file: &Option<File>| file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let output = |file: &Option<File>, stream| {
-            let has_credit = may_read && session.credit(self.channel, stream) > 0;
-            poll_entry(if has_credit { fd(file) } else { -1 }, libc::POLLIN)
+            let has_room = may_read && self.room(stream, session) > 0;
+            poll_entry(if has_room { fd(file) } else { -1 }, libc::POLLIN)
         };
         let [stdout, stderr] = &self.outputs;
         let waits = if self.pending.is_empty() { 0 } else { libc::POLLOUT };
@@ -102,15 +112,20 @@ impl Command {
     }
 
     /// Handles the result of polling [`Command::poll_entries`].
-    pub(super) fn handle(&mut self, answers: &[libc::pollfd], session: &mut AgentSession, buffer: &mut [u8]) {
+    pub(super) fn handle(
+        &mut self,
+        answers: &[libc::pollfd],
+        mut session: Option<&mut AgentSession>,
+        buffer: &mut [u8],
+    ) {
         let [input, stdout, stderr] = answers else { return };
         if input.revents & libc::POLLOUT != 0 {
-            self.write_input(session);
+            self.write_input(session.as_deref_mut());
         } else if input.revents != 0 {
-            self.refuse_input(session);
+            self.refuse_input(session.as_deref_mut());
         }
         if stdout.revents != 0 {
-            self.read_output(Stream::Stdout, session, buffer);
+            self.read_output(Stream::Stdout, session.as_deref_mut(), buffer);
         }
         if stderr.revents != 0 {
             self.read_output(Stream::Stderr, session, buffer);
@@ -124,7 +139,7 @@ impl Command {
             return;
         }
         self.pending.extend(bytes);
-        self.write_input(session);
+        self.write_input(Some(session));
     }
 
     /// Ends stdin.
@@ -160,41 +175,48 @@ impl Command {
         self.input = None;
         self.pending.clear();
         self.outputs = [None, None];
+        self.kept = Default::default();
     }
 
     /// Records that its process has ended.
-    pub(super) fn end(&mut self, status: libc::c_int, session: &mut AgentSession) {
-        self.ended = Some(Instant::now());
+    pub(super) fn end(&mut self, status: libc::c_int, mut session: Option<&mut AgentSession>) {
+        self.ended = Some((Instant::now(), status));
         match &self.group {
             Some(group) if self.kill_tree => group.kill(),
             // SAFETY: sends a signal to the process group of a child that has just been waited for.
             None if self.kill_tree => drop(unsafe { libc::kill(-self.process, libc::SIGKILL) }),
             _ => {}
         }
-        self.refuse_input(session);
-        session.answer(self.channel, &AgentMessage::Exited(Ending::of_status(status)));
+        self.refuse_input(session.as_deref_mut());
+        if let Some(session) = session {
+            session.answer(self.channel, &AgentMessage::Exited(Ending::of_status(status)));
+        }
     }
 
     /// Returns the time at which outputs are cut off that processes left behind still hold open.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let is_waiting = self.outputs.iter().any(Option::is_some);
-        self.ended.filter(|_| is_waiting).map(|ended| ended + LEFTOVER_GRACE)
+        self.ended.filter(|_| is_waiting).map(|(ended, _)| ended + LEFTOVER_GRACE)
     }
 
     /// Cuts off outputs that only processes left behind hold open. Everything written by now is still
     /// delivered.
-    pub(super) fn cut_leftovers(&mut self, session: &mut AgentSession) {
-        for (stream, output) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&mut self.outputs) {
+    pub(super) fn cut_leftovers(&mut self, mut session: Option<&mut AgentSession>) {
+        for ((stream, output), kept) in OUTPUTS.into_iter().zip(&mut self.outputs).zip(&self.kept) {
             if output.as_ref().is_some_and(|file| !has_input(file)) {
                 *output = None;
-                session.end(self.channel, stream);
+                if let Some(session) = session.as_deref_mut().filter(|_| kept.is_empty()) {
+                    session.end(self.channel, stream);
+                }
             }
         }
     }
 
     /// Returns whether the command is over.
     pub(super) fn is_over(&self) -> bool {
-        self.ended.is_some() && self.outputs.iter().all(Option::is_none)
+        self.ended.is_some()
+            && self.outputs.iter().all(Option::is_none)
+            && self.kept.iter().all(VecDeque::is_empty)
     }
 
     /// Returns its control group.
@@ -202,12 +224,14 @@ impl Command {
         self.group
     }
 
-    fn write_input(&mut self, session: &mut AgentSession) {
+    fn write_input(&mut self, mut session: Option<&mut AgentSession>) {
         while let (Some(input), (bytes @ [_, ..], _)) = (&mut self.input, self.pending.as_slices()) {
             match input.write(bytes) {
                 Ok(count) => {
                     self.pending.drain(..count);
-                    session.taken(self.channel, count);
+                    if let Some(session) = session.as_deref_mut() {
+                        session.taken(self.channel, count);
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -231,26 +255,97 @@ impl Command {
     }
 
     /// Reports to the host that nobody reads stdin any more. Bytes that still come are dropped.
-    fn refuse_input(&mut self, session: &mut AgentSession) {
+    fn refuse_input(&mut self, session: Option<&mut AgentSession>) {
         if self.input.take().is_some() {
             self.pending.clear();
-            session.refuse_input(self.channel);
+            if let Some(session) = session {
+                session.refuse_input(self.channel);
+            }
         }
     }
 
-    fn read_output(&mut self, stream: Stream, session: &mut AgentSession, buffer: &mut [u8]) {
-        let Some(output) = self.outputs.get_mut(stream.index().saturating_sub(1)) else { return };
+    fn read_output(&mut self, stream: Stream, session: Option<&mut AgentSession>, buffer: &mut [u8]) {
+        let room = self.room(stream, session.as_deref()).min(buffer.len());
+        let index = stream.index().saturating_sub(1);
+        let (Some(output), Some(kept)) = (self.outputs.get_mut(index), self.kept.get_mut(index)) else {
+            return;
+        };
         let Some(file) = output else { return };
-        let room = session.credit(self.channel, stream).min(buffer.len());
         let Some(space) = buffer.get_mut(..room).filter(|space| !space.is_empty()) else { return };
         match file.read(space) {
             Ok(count) if count > 0 => {
-                session.send(self.channel, stream, space.get(..count).unwrap_or_default());
+                let bytes = space.get(..count).unwrap_or_default();
+                match session {
+                    Some(session) => session.send(self.channel, stream, bytes),
+                    None => kept.extend(bytes),
+                }
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             // A terminal without users reports its end as EIO.
             Ok(_) | Err(_) => {
                 *output = None;
+                if let Some(session) = session {
+                    session.end(self.channel, stream);
+                }
+            }
+        }
+    }
+
+    /// Returns the number of bytes that may be read from an output: as many as the host takes, or as are kept
+    /// without a host.
+    fn room(&self, stream: Stream, session: Option<&AgentSession>) -> usize {
+        let kept = self.kept.get(stream.index().saturating_sub(1)).map_or(0, VecDeque::len);
+        match session {
+            // What was kept comes first.
+            Some(session) if kept == 0 => session.credit(self.channel, stream),
+            Some(_) => 0,
+            None => (INITIAL_WINDOW as usize).saturating_sub(kept),
+        }
+    }
+}
+
+/// A command that its host has left behind, and that another host takes up.
+impl Command {
+    /// Returns its description.
+    pub(super) fn info(&self, id: u32) -> ProcessInfo {
+        let length = self.program.len().min(ProcessInfo::MAX_NAME);
+        let name = self.program.as_bytes().get(..length).unwrap_or_default();
+        let mut info = ProcessInfo::new(id, self.process.cast_unsigned(), OsStr::from_bytes(name).into());
+        info.has_stdin = self.input.is_some() && !self.input_ended;
+        info.has_terminal = self.terminal.is_some();
+        info.has_ended = self.ended.is_some();
+        info
+    }
+
+    /// Gives it to the host that asks for it on this channel.
+    pub(super) fn attach(&mut self, channel: u32, session: &mut AgentSession) {
+        self.channel = channel;
+        session.answer(channel, &AgentMessage::Started { pid: self.process.cast_unsigned() });
+        if self.input.is_none() {
+            session.refuse_input(channel);
+        }
+        if let Some((_, status)) = self.ended {
+            session.answer(channel, &AgentMessage::Exited(Ending::of_status(status)));
+        }
+        self.send_kept(session);
+    }
+
+    /// Returns whether output was kept that the host takes now.
+    pub(super) fn can_send_kept(&self, session: &AgentSession) -> bool {
+        let mut outputs = OUTPUTS.into_iter().zip(&self.kept);
+        outputs.any(|(stream, kept)| !kept.is_empty() && session.credit(self.channel, stream) > 0)
+    }
+
+    /// Sends the output that was kept, as far as the host takes it.
+    pub(super) fn send_kept(&mut self, session: &mut AgentSession) {
+        for ((stream, kept), output) in OUTPUTS.into_iter().zip(&mut self.kept).zip(&self.outputs) {
+            while !kept.is_empty() && session.credit(self.channel, stream) > 0 {
+                let (bytes, _) = kept.as_slices();
+                let count = bytes.len().min(session.credit(self.channel, stream));
+                session.send(self.channel, stream, bytes.get(..count).unwrap_or_default());
+                kept.drain(..count);
+            }
+            if kept.is_empty() && output.is_none() {
                 session.end(self.channel, stream);
             }
         }
@@ -314,5 +409,6 @@ fn has_input(file: &File) -> bool {
 
 /// The time that processes left behind by a command may hold its outputs open.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
+const OUTPUTS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// Control-D, which ends the input of a new terminal.
 const END_OF_FILE: u8 = 4;

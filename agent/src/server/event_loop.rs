@@ -2,26 +2,33 @@
 //! and, for PID 1, the power button.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant, SystemTime};
 
-use coracle_agent::protocol::agent::{
-    AgentEvent, AgentInfo, AgentMessage, AgentSession, Failure, MAX_DATA, Power, Request, SessionError,
-};
+use coracle_agent::protocol::agent::{AgentInfo, AgentMessage, AgentSession, MAX_DATA, Power, SessionError};
 use coracle_agent::relay::{poll, poll_entry};
 
 use super::Surroundings;
+use super::branch::Branch;
 use super::cgroup::Cgroups;
-use super::job::{Begun, Job};
+use super::job::Job;
 use super::machine;
+use super::parked::Parked;
 use super::transport::Line;
 use crate::power::{self, PowerButton, requested};
 
 /// The agent between and during connections.
 pub(super) struct Server {
     surroundings: Surroundings,
-    groups: Option<Cgroups>,
+    pub(super) groups: Option<Cgroups>,
+    pub(super) parked: Parked,
+    pub(super) branch: Branch,
+    /// Variables of all commands, from the machine's identity.
+    pub(super) env: Vec<(OsString, OsString)>,
+    /// The token of the last session.
+    last_token: Option<u64>,
     buffer: Box<[u8]>,
 }
 
@@ -29,26 +36,39 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub(super) enum End {
     /// The other end closed the connection.
-    HungUp,
+    HungUp {
+        /// Whether there was a session.
+        was_open: bool,
+    },
     /// The host broke the protocol.
     Broken(SessionError),
 }
 
 /// The state of one connection.
-struct Connection {
+pub(super) struct Connection {
     line: Line,
-    session: AgentSession,
-    jobs: BTreeMap<u32, Job>,
+    pub(super) session: AgentSession,
+    pub(super) jobs: BTreeMap<u32, Job>,
     greet_at: Instant,
+    /// The wait before the next look for a host at the other end.
+    pause: Duration,
     /// The end of the machine, which starts once the host has heard of it.
-    end: Option<Power>,
+    pub(super) end: Option<Power>,
 }
 
 impl Server {
-    pub(super) fn new(surroundings: Surroundings) -> Self {
+    pub(super) fn new(surroundings: Surroundings, branch: Branch) -> Self {
         // Old kernels, and systems without the right to use it, must do with process groups.
         let groups = Cgroups::open().ok();
-        Self { surroundings, groups, buffer: vec![0; MAX_DATA].into() }
+        Self {
+            surroundings,
+            groups,
+            parked: Parked::default(),
+            branch,
+            env: Vec::new(),
+            last_token: None,
+            buffer: vec![0; MAX_DATA].into(),
+        }
     }
 
     /// Moves to the root of the system's init.
@@ -56,20 +76,64 @@ impl Server {
         self.surroundings.enter_root();
     }
 
-    /// Serves one connection to its end. All that runs for it is killed then.
-    pub(super) fn serve(&mut self, line: Line) -> End {
-        let session = AgentSession::new(token(), self.info());
-        let greet_at = Instant::now() + GREETING;
-        let mut connection = Connection { line, session, jobs: BTreeMap::new(), greet_at, end: None };
-        let end = loop {
-            if let Err(end) = self.step(&mut connection) {
-                break end;
+    /// Serves one connection to its end. What runs for it is kept for a while: the machine may go on from a
+    /// snapshot.
+    pub(super) fn serve(&mut self, mut line: Line) -> End {
+        loop {
+            let session = AgentSession::after(self.last_token, token(), self.info());
+            self.last_token = Some(session.token());
+            let greet_at = Instant::now() + GREETING;
+            let mut connection =
+                Connection { line, session, jobs: BTreeMap::new(), greet_at, pause: NOBODY, end: None };
+            let end = loop {
+                if let Err(end) = self.step(&mut connection) {
+                    break end;
+                }
+            };
+            for job in std::mem::take(&mut connection.jobs).into_values() {
+                self.park(job);
             }
-        };
-        for job in std::mem::take(&mut connection.jobs).into_values() {
-            self.drop_job(job);
+            self.branch.leave();
+            match end {
+                // The line stays, and the next session begins at once.
+                End::Broken(SessionError::Restored) => {
+                    self.parked.keep();
+                    connection.line.drop_output();
+                }
+                End::HungUp { was_open } if was_open => {
+                    self.parked.wait();
+                    return end;
+                }
+                End::HungUp { .. } => return end,
+                End::Broken(_) => {
+                    self.drop_parked();
+                    return end;
+                }
+            }
+            line = connection.line;
         }
-        end
+    }
+
+    /// Leaves a command to the next host, and drops anything else.
+    fn park(&mut self, job: Job) {
+        let left = match job {
+            Job::Command(command) if !command.is_over() => self.parked.add(command).map(Job::Command),
+            other => Some(other),
+        };
+        left.into_iter().for_each(|job| self.drop_job(job));
+    }
+
+    /// Kills the commands that no host will take up, and gives up the branch points that none has left.
+    pub(super) fn drop_parked(&mut self) {
+        self.branch.give_up();
+        let parked = self.parked.take();
+        parked.for_each(|command| self.drop_job(Job::Command(command)));
+    }
+
+    fn drop_late(&mut self) {
+        if self.parked.is_late() {
+            self.drop_parked();
+        }
     }
 
     /// Does the work that needs no connection.
@@ -80,9 +144,17 @@ impl Server {
                 return;
             }
             let mut entries = self.own_entries();
+            let own = entries.len();
+            let branch = self.branch.poll_entries();
+            entries.extend(self.parked.poll_entries().chain(branch));
+            let wake = self.parked.deadline().into_iter().chain(self.branch.deadline()).min();
+            let wake = wake.map(|at| at.saturating_duration_since(Instant::now()));
             // An error of poll itself ends the wait early.
-            let _ = poll(&mut entries, millis(left));
+            let _ = poll(&mut entries, millis(wake.map_or(left, |wake| wake.min(left))));
+            self.parked.handle(entries.get(own..).unwrap_or_default(), &mut self.buffer);
             self.heed(&mut BTreeMap::new(), None);
+            self.branch.advance(None);
+            self.drop_late();
         }
     }
 
@@ -108,31 +180,41 @@ impl Server {
         let wants = if is_clogged { 0 } else { libc::POLLIN }
             | if session.output().is_empty() { 0 } else { libc::POLLOUT };
         entries.push(poll_entry(line.file.as_raw_fd(), wants));
+        entries.extend(self.parked.poll_entries().chain(self.branch.poll_entries()));
+        let of_jobs = entries.len();
         for job in jobs.values() {
             entries.extend(job.poll_entries(session, !is_clogged));
         }
         let repeats = line.is_silent && !session.is_open();
         let timeout = match jobs.values().any(|job| !is_clogged && job.can_go_on(session)) {
             true => Some(Instant::now()),
-            false => jobs.values().filter_map(Job::deadline).chain(repeats.then_some(*greet_at)).min(),
+            false => {
+                let own = repeats.then_some(*greet_at).into_iter().chain(self.parked.deadline());
+                let own = own.chain(self.branch.deadline());
+                jobs.values().filter_map(Job::deadline).chain(own).min()
+            }
         };
         let timeout = timeout.map_or(-1, |at| millis(at.saturating_duration_since(Instant::now())));
         if poll(&mut entries, timeout).is_err() {
-            return Err(End::HungUp);
+            return Err(connection.hung_up());
         }
         if repeats && Instant::now() >= *greet_at {
             session.greet();
             *greet_at = Instant::now() + GREETING;
         }
-        let (own_answers, rest) = entries.split_at(own);
+        let (rest, of_jobs) = entries.split_at(of_jobs);
+        let (own_answers, rest) = rest.split_at(own);
         if own_answers.iter().any(|answer| answer.revents != 0) {
             self.heed(jobs, Some(session));
         }
-        let Some((from_host, of_jobs)) = rest.split_first() else { return Err(End::HungUp) };
+        let Some((from_host, of_parked)) = rest.split_first() else { return Err(connection.hung_up()) };
+        self.parked.handle(of_parked, &mut self.buffer);
         self.serve_jobs(connection, of_jobs);
         if from_host.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
             self.read(connection)?;
         }
+        self.branch.advance(Some(&mut connection.session));
+        self.drop_late();
         self.finish_jobs(connection);
         connection.write()?;
         match connection.end {
@@ -163,8 +245,9 @@ impl Server {
                 Job::Put(_) | Job::Get(_) | Job::Aside(_) => None,
             });
             let command = commands.into_iter().find(|command| command.process() == process);
-            if let (Some(command), Some(session)) = (command, &mut session) {
-                command.end(status, session);
+            match command {
+                Some(command) => command.end(status, session.as_deref_mut()),
+                None => self.parked.find(process).into_iter().for_each(|command| command.end(status, None)),
             }
         }
         if let Some(groups) = &mut self.groups {
@@ -177,7 +260,10 @@ impl Server {
         let mut over = Vec::new();
         for ((channel, job), answers) in jobs.iter_mut().zip(answers.chunks_exact(3)) {
             match job {
-                Job::Command(command) => command.handle(answers, session, &mut self.buffer),
+                Job::Command(command) => {
+                    command.send_kept(session);
+                    command.handle(answers, Some(session), &mut self.buffer);
+                }
                 Job::Get(get) if session.output().len() < MAX_OUTPUT && get.can_go_on(session) => {
                     match get.step(session, &mut self.buffer) {
                         Ok(false) => {}
@@ -210,7 +296,7 @@ impl Server {
         for (channel, job) in jobs.iter_mut() {
             let Job::Command(command) = job else { continue };
             if command.deadline().is_some_and(|at| now >= at) {
-                command.cut_leftovers(session);
+                command.cut_leftovers(Some(session));
             }
             if command.is_over() {
                 over.push(*channel);
@@ -224,7 +310,7 @@ impl Server {
         }
     }
 
-    fn drop_job(&mut self, job: Job) {
+    pub(super) fn drop_job(&mut self, job: Job) {
         match job {
             Job::Command(mut command) => {
                 if !command.is_over() {
@@ -242,87 +328,42 @@ impl Server {
     fn read(&mut self, connection: &mut Connection) -> Result<(), End> {
         match connection.line.file.read(&mut self.buffer) {
             // A console port reports this while nobody is at its other end. The former peer has gone.
-            Ok(0) if connection.line.is_silent && !connection.session.is_open() => std::thread::sleep(NOBODY),
-            Ok(0) => return Err(End::HungUp),
+            Ok(0) if connection.line.is_silent && !connection.session.is_open() => {
+                std::thread::sleep(connection.pause);
+                connection.pause = (connection.pause * 2).min(NOBODY_FOR_LONG);
+            }
+            Ok(0) => return Err(connection.hung_up()),
             Ok(count) => {
                 connection
                     .session
                     .receive(self.buffer.get(..count).unwrap_or_default())
                     .map_err(End::Broken)?;
+                self.decide(&connection.session);
                 while let Some(event) = connection.session.next_event() {
                     self.obey(event, connection);
                 }
             }
             Err(error) if is_temporary(&error) => {}
-            Err(_) => return Err(End::HungUp),
+            Err(_) => return Err(connection.hung_up()),
         }
         Ok(())
     }
 
-    fn obey(&mut self, event: AgentEvent, connection: &mut Connection) {
-        let Connection { session, jobs, .. } = connection;
-        match event {
-            AgentEvent::Open(channel, request) => self.begin(channel, request, connection),
-            AgentEvent::Data(channel, bytes) => match jobs.get_mut(&channel) {
-                Some(Job::Command(command)) => command.take_input(&bytes, session),
-                Some(Job::Put(put)) => {
-                    if let Err(failure) = put.take(&bytes, session) {
-                        jobs.remove(&channel);
-                        refuse(session, channel, failure);
-                    }
-                }
-                Some(Job::Get(_) | Job::Aside(_)) | None => {}
-            },
-            AgentEvent::End(channel) => match jobs.get_mut(&channel) {
-                Some(Job::Command(command)) => command.end_input(),
-                Some(Job::Put(_)) => {
-                    let Some(Job::Put(put)) = jobs.remove(&channel) else { return };
-                    match put.finish(session) {
-                        Ok(()) => session.closed(channel),
-                        Err(failure) => refuse(session, channel, failure),
-                    }
-                }
-                Some(Job::Get(_) | Job::Aside(_)) | None => {}
-            },
-            AgentEvent::Signal(channel, signal) => {
-                if let Some(Job::Command(command)) = jobs.get(&channel) {
-                    command.signal(signal);
-                }
-            }
-            AgentEvent::Resize(channel, size) => {
-                if let Some(Job::Command(command)) = jobs.get(&channel) {
-                    command.resize(size);
-                }
-            }
-            AgentEvent::Close(channel) => match jobs.get_mut(&channel) {
-                // Its end is still to come.
-                Some(Job::Command(command)) => command.kill(),
-                Some(Job::Put(_) | Job::Get(_) | Job::Aside(_)) => {
-                    session.closed(channel);
-                    let job = jobs.remove(&channel);
-                    job.into_iter().for_each(|job| self.drop_job(job));
-                }
-                None => {}
-            },
-        }
-    }
-
-    fn begin(&mut self, channel: u32, request: Request, connection: &mut Connection) {
-        self.enter_root();
-        let Connection { session, jobs, .. } = connection;
-        match Job::begin(channel, request, session, self.groups.as_mut()) {
-            Ok(Begun::Job(job)) => drop(jobs.insert(channel, job)),
-            Ok(Begun::Done) => session.closed(channel),
-            Ok(Begun::End(power)) => {
-                session.closed(channel);
-                connection.end = Some(power);
-            }
-            Err(failure) => refuse(session, channel, failure),
+    /// Keeps or kills the commands of the last session, once the host has said whether it goes on.
+    fn decide(&mut self, session: &AgentSession) {
+        match self.parked.is_waiting() && session.is_open() {
+            true if session.is_continued() => self.parked.keep(),
+            true => self.drop_parked(),
+            false => {}
         }
     }
 }
 
 impl Connection {
+    fn hung_up(&self) -> End {
+        End::HungUp { was_open: self.session.is_open() }
+    }
+
     /// Sends as much output as the line takes.
     fn write(&mut self) -> Result<(), End> {
         while !self.session.output().is_empty() {
@@ -331,22 +372,20 @@ impl Connection {
                 Ok(count) => self.session.sent(count),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(_) => return Err(End::HungUp),
+                Err(_) => return Err(self.hung_up()),
             }
         }
         Ok(())
     }
 }
 
-fn refuse(session: &mut AgentSession, channel: u32, failure: Failure) {
-    session.answer(channel, &AgentMessage::Failed(failure));
-    session.closed(channel);
-}
-
-/// Returns a number that distinguishes this session from earlier ones.
+/// Returns a number that distinguishes this session from earlier ones, and that only its ends know.
 fn token() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::from(std::process::id()).rotate_left(40) ^ now.as_nanos() as u64
+    let mut random = [0; 8];
+    // SAFETY: pointer and length are those of the array. A kernel that has no random bytes yet leaves it.
+    unsafe { libc::getrandom(random.as_mut_ptr().cast(), random.len(), libc::GRND_NONBLOCK) };
+    u64::from_ne_bytes(random) ^ u64::from(std::process::id()).rotate_left(40) ^ now.as_nanos() as u64
 }
 
 fn is_temporary(error: &io::Error) -> bool {
@@ -361,4 +400,6 @@ fn millis(time: Duration) -> i32 {
 const MAX_OUTPUT: usize = 1 << 20;
 /// The interval of greetings on a line that does not show whether anybody is at its other end.
 const GREETING: Duration = Duration::from_secs(1);
-const NOBODY: Duration = Duration::from_millis(50);
+/// The first and the longest wait for somebody at the other end of a console port.
+const NOBODY: Duration = Duration::from_millis(1);
+const NOBODY_FOR_LONG: Duration = Duration::from_millis(50);

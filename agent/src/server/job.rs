@@ -26,7 +26,7 @@ pub(super) enum Job {
 
 /// The immediate result of a request.
 pub(super) enum Begun {
-    Job(Job),
+    Job(Box<Job>),
     Done,
     /// The machine is to end once the host has heard of it.
     End(Power),
@@ -40,7 +40,7 @@ impl Job {
         session: &mut AgentSession,
         groups: Option<&mut Cgroups>,
     ) -> Result<Begun, Failure> {
-        Ok(Begun::Job(match request {
+        Ok(Begun::Job(Box::new(match request {
             Request::Exec(request) => {
                 let command = Command::start(channel, &request, groups)?;
                 let pid = command.process().cast_unsigned();
@@ -74,13 +74,17 @@ impl Job {
                 session.answer(channel, &AgentMessage::Done);
                 return Ok(Begun::End(power));
             }
-        }))
+            // The server itself answers these.
+            Request::Identify(_) | Request::Processes | Request::Attach(_) | Request::BranchPoint { .. } => {
+                return Ok(Begun::Done);
+            }
+        })))
     }
 
     /// Returns the entries to poll. Entries that are not wanted have the descriptor -1.
     pub(super) fn poll_entries(&self, session: &AgentSession, may_read: bool) -> [libc::pollfd; 3] {
         match self {
-            Job::Command(command) => command.poll_entries(session, may_read),
+            Job::Command(command) => command.poll_entries(Some(session), may_read),
             Job::Aside(job) => {
                 [poll_entry(job.poll_fd(), libc::POLLIN), poll_entry(-1, 0), poll_entry(-1, 0)]
             }
@@ -90,7 +94,11 @@ impl Job {
 
     /// Returns whether there is work that needs no waiting.
     pub(super) fn can_go_on(&self, session: &AgentSession) -> bool {
-        matches!(self, Job::Get(get) if get.can_go_on(session))
+        match self {
+            Job::Get(get) => get.can_go_on(session),
+            Job::Command(command) => command.can_send_kept(session),
+            Job::Put(_) | Job::Aside(_) => false,
+        }
     }
 
     /// Returns the latest time at which there is work.

@@ -5,13 +5,17 @@
 //! the agent connects again: so it goes on after the host has reset the transport.
 
 mod aside;
+mod branch;
 mod cgroup;
 mod command;
 mod event_loop;
 mod files;
+mod identity;
 mod job;
 mod machine;
+mod parked;
 mod paths;
+mod requests;
 mod root;
 mod spawn;
 mod transport;
@@ -22,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use coracle_agent::protocol::agent::Place;
 
+use self::branch::Branch;
 use self::event_loop::{End, Server};
 pub(crate) use self::root::InitRoot;
 pub(crate) use self::transport::Transport;
@@ -69,18 +74,25 @@ impl Surroundings {
 /// Serves the host forever, or until the only connection that the transport can make has ended.
 pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
     raise_descriptor_limit();
-    let mut server = Server::new(surroundings);
+    // An agent for one connection belongs to no machine.
+    let branch = if transport.is_single() { Branch::default() } else { Branch::open() };
+    let mut server = Server::new(surroundings, branch);
     let mut said = String::new();
     loop {
         server.enter_root();
+        let mut is_next_at_once = false;
         let why = match transport.open() {
             Ok(line) => match server.serve(line) {
-                End::HungUp => String::new(),
+                End::HungUp { was_open } => {
+                    is_next_at_once = was_open;
+                    String::new()
+                }
                 End::Broken(error) => format!("the connection to the host has ended: {error}"),
             },
             Err(error) => format!("{transport}: {error}"),
         };
         if transport.is_single() {
+            server.drop_parked();
             return;
         }
         // A missing host is tried again and again. Each reason is reported once.
@@ -88,7 +100,10 @@ pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
             report(&why);
         }
         said = why;
-        server.wait_until(Instant::now() + RETRY);
+        // The host of a machine that goes on from a snapshot is there already.
+        if !is_next_at_once {
+            server.wait_until(Instant::now() + RETRY);
+        }
     }
 }
 

@@ -341,8 +341,8 @@ pub(super) fn no_input() -> io::Result<OwnedFd> {
 static IGNORED: OnceLock<Vec<libc::c_int>> = OnceLock::new();
 /// From `linux/sched.h`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
-/// Root's `PATH` in Debian.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Root's `PATH` in Debian, and the directory of the agent's own program.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/coracle";
 /// The default `RLIMIT_NOFILE`. Some programs walk through all the descriptors that they may have.
 const DEFAULT_DESCRIPTORS: libc::rlim_t = 1024;
 

@@ -32,6 +32,15 @@ pub(super) struct Line {
     pub(super) is_silent: bool,
 }
 
+impl Line {
+    /// Drops bytes of a serial line that have not been sent: they are for a host that stayed behind, and it
+    /// may take a second to send them.
+    pub(super) fn drop_output(&self) {
+        // SAFETY: the call takes numbers only. It fails on other lines than serial ones, which is fine.
+        unsafe { libc::tcflush(self.file.as_raw_fd(), libc::TCOFLUSH) };
+    }
+}
+
 impl Transport {
     /// The transport if the host names none.
     pub(crate) const DEFAULT: Self = Self::Vsock(coracle_agent::protocol::agent::VSOCK_PORT);

@@ -48,7 +48,11 @@ pub const EBDA_END: u64 = 0xa_0000;
 pub const ACPI_TABLES: u64 = 0xe_0000;
 
 /// End of the area for ACPI tables.
-pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
+pub const ACPI_TABLES_END: u64 = GENERATION_ID;
+
+/// The generation id of the machine (16 bytes), in a page of its own, where ACPI tables describe the machine:
+/// Microsoft's specification "Virtual Machine Generation ID" lets a guest map that page.
+pub const GENERATION_ID: u64 = 0xf_e000;
 
 /// The MP floating pointer, followed by the MP configuration table, on a machine without ACPI tables: the
 /// MultiProcessor Specification 1.4, chapter 4, has kernels scan the 64 KiB below 1 MiB.
@@ -135,6 +139,8 @@ pub const SLEEP_ENABLE: u8 = 1 << 5;
 pub const EVENT_PORT: u16 = 0x603;
 /// The bit of [`EVENT_PORT`] for a press of the power button.
 pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// The bit of [`EVENT_PORT`] for a new generation id: the machine goes on from a snapshot.
+pub const EVENT_NEW_GENERATION: u8 = 1 << 1;
 /// Interrupt (GSI) of the Generic Event Device, edge-triggered: the ACPI interrupt of other machines.
 pub const EVENT_IRQ: u32 = 9;
 
@@ -315,6 +321,7 @@ mod tests {
             (CMDLINE, CMDLINE + CMDLINE_AREA),
             (LOW_RAM_END, EBDA_END),
             (ACPI_TABLES, ACPI_TABLES_END),
+            (GENERATION_ID, GENERATION_ID + PAGE_SIZE),
             (RESET_VECTOR, HIGH_MEMORY),
         ];
         for pair in areas.windows(2) {

@@ -290,3 +290,70 @@ payload_fork_print:
     out 0xf4, al
 3:  jmp 3b
 payload_fork_print_end:
+
+# Prints the generation id (16 bytes) and waits for interrupt 9: prints the event register (1 byte) and the id again at
+# each. A byte of the serial port ends it with 0: it is looked for after each interrupt and, every millisecond or so, in
+# between, so that a guest without interrupts ends too.
+.globl payload_generation, payload_generation_end
+payload_generation:
+    mov edi, 0x1f0000               # vector 0x30
+    lea rax, [rip + generation_interrupt]
+    mov [rdi + 0x300], ax
+    mov word ptr [rdi + 0x302], 0x10
+    mov word ptr [rdi + 0x304], 0x8e00
+    shr rax, 16
+    mov [rdi + 0x306], ax
+    shr rax, 16
+    mov [rdi + 0x308], eax
+    mov word ptr [rdi + 0xff0], 0x3ff
+    mov [rdi + 0xff2], rdi
+    lidt [rdi + 0xff0]
+    mov edi, 0xfee00000
+    mov dword ptr [rdi + 0xf0], 0x1ff   # the local APIC, on
+    mov edi, 0xfec00000
+    mov dword ptr [rdi], 0x23       # the upper half of input 9: CPU 0
+    mov dword ptr [rdi + 0x10], 0
+    mov dword ptr [rdi], 0x22       # edge, vector 0x30, not masked
+    mov dword ptr [rdi + 0x10], 0x30
+    call generation_print
+    sti
+1:  mov dx, 0x3fd                   # line status: is there a byte?
+    in al, dx
+    test al, 1
+    jnz 3f
+    mov ecx, 100
+2:  pause
+    dec ecx
+    jnz 2b
+    jmp 1b
+3:  xor eax, eax
+    out 0xf4, al
+4:  jmp 4b
+generation_interrupt:
+    push rax
+    push rdx
+    mov dx, 0x603                   # the event register
+    in al, dx
+    mov dx, 0x3f8
+    out dx, al
+    call generation_print
+    mov eax, 0xfee000b0             # the end of the interrupt
+    mov dword ptr [rax], 0
+    pop rdx
+    pop rax
+    iretq
+generation_print:
+    push rsi
+    push rcx
+    mov esi, 0xfe000
+    mov ecx, 16
+    mov dx, 0x3f8
+5:  mov al, [rsi]
+    out dx, al
+    inc esi
+    dec ecx
+    jnz 5b
+    pop rcx
+    pop rsi
+    ret
+payload_generation_end:

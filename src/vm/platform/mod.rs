@@ -75,6 +75,9 @@ impl From<BusError> for PlatformError {
     }
 }
 
+/// The name of the agent's serial port.
+pub(super) const SECOND_PORT: &str = "COM2";
+
 impl Platform {
     /// Creates every legacy device and puts it on its bus, next to the windows of `virtio`. The devices get
     /// their interrupt lines from `interrupts` and report the endings that the guest requests to `requests`.
@@ -149,7 +152,7 @@ impl Platform {
                 .watched(&signs, Watch::IoApic(AtomicU8::new(0))),
         ];
         let second = com2.iter().map(|com2| {
-            at_port("COM2", layout::COM2_PORT, SerialPort::WINDOW_LEN, com2.port.clone())
+            at_port(SECOND_PORT, layout::COM2_PORT, SerialPort::WINDOW_LEN, com2.port.clone())
                 .with_gsi(layout::COM2_IRQ)
         });
         let legacy = LegacyDevices(legacy.into_iter().chain(second).collect());

@@ -2,7 +2,7 @@
 
 use super::fork::Restored;
 use super::freeze::{self, Hold, StoppedDevices};
-use super::{Fork, SnapshotError, Template, TemplateParts};
+use super::{Fork, SnapshotError, Template, TemplateParts, identity};
 use crate::gate::GateState;
 use crate::kvm::Kvm;
 use crate::memory::{FrozenRam, MemoryError, NextLayer};
@@ -68,6 +68,7 @@ impl VmHandle {
         let restored = Restored::new(&template.parts, &fork)?;
         let vm = fork.build(&template.parts, restored, None)?;
         vm.handle().resume();
+        identity::wait(&vm, &template.parts.state)?;
         Ok(vm)
     }
 
@@ -130,7 +131,7 @@ fn template(shared: &Shared, machine: &Machine, layers: NewLayers) -> Result<Tem
     let vcpus = shared.vcpus();
     freeze::park(&shared.gate, &vcpus)?;
     let _devices = StoppedDevices::new(&machine.virtio)?;
-    let state = freeze::save(&shared.gate, machine, &vcpus, kvm.state_format()?)?;
+    let state = freeze::save(shared, machine, &vcpus, kvm.state_format()?)?;
     let ram = share(shared, guest, layer, &mut before)?;
     let devices = machine.virtio.branch(layers)?;
     let (config, subject, recipe) = (machine.config.clone(), machine.subject.clone(), machine.recipe.clone());

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink};
 use coracle_devices::irq::{MsiMessage, MsiSink};
 use coracle_devices::state::SavedState;
@@ -19,7 +20,8 @@ use crate::snapshot_files::{
     check_disk, check_memory,
 };
 use crate::vm::BuildError;
-use crate::vm::platform::Platform;
+use crate::vm::builder::thread_error;
+use crate::vm::platform::{Platform, SECOND_PORT};
 
 /// The facts about a snapshot that its manifest has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -111,7 +113,10 @@ fn in_file(region: &FrozenRegion) -> impl Iterator<Item = Range<u64>> {
 /// Checks the states of the legacy devices, as a restore does.
 pub(super) fn check_legacy(path: &Path, states: &[(String, SavedState)]) -> Result<(), SnapshotError> {
     let nobody = Arc::new(Nobody);
-    let platform = Platform::new(nobody.clone(), nobody, [], None, CONSOLE_CAPACITY, None);
+    let has_second = states.iter().any(|(name, _)| name == SECOND_PORT);
+    let second = has_second.then(|| ConsoleBuffer::new(CONSOLE_CAPACITY).map(Arc::new)).transpose();
+    let second = second.map_err(thread_error("the second serial port"))?;
+    let platform = Platform::new(nobody.clone(), nobody, [], None, CONSOLE_CAPACITY, second.as_ref());
     let restored = platform.map_err(BuildError::from)?.restore(states);
     Ok(restored.map_err(|error| At(path).state(StateFileError::content("legacy", error)))?)
 }

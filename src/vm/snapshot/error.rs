@@ -7,6 +7,8 @@ use coracle_arch::x86_64::cpuid::CpuFeature;
 use coracle_devices::event_loop::HAND_BACK_LIMIT;
 use coracle_devices::state::StateError;
 
+use super::identity::LIMIT as IDENTITY_LIMIT;
+use crate::agent::AgentError;
 use crate::exit_code;
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
@@ -50,6 +52,16 @@ pub enum SnapshotError {
     DeviceBusy {
         /// The name of the device.
         device: String,
+    },
+    /// The agent in the guest of a fork did not confirm its identity.
+    #[error(
+        "the guest has not taken over its identity, for which it has {} s: {source}; look at its console, or fork a \
+         machine without an agent",
+        IDENTITY_LIMIT.as_secs()
+    )]
+    Identity {
+        /// The error of the agent.
+        r#source: Box<AgentError>,
     },
     /// Another snapshot of the machine is being made.
     #[error("snapshot: another snapshot of this machine is being made; wait until it is complete")]

@@ -1,13 +1,17 @@
 //! Machines that go on from a template.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coracle_arch::x86_64::acpi;
 use coracle_devices::journal::Journal;
+use coracle_devices::legacy::event::Event;
 
+use super::identity::{self, ForkIdentity};
 use super::{GuestTime, SnapshotError, Template, TemplateParts};
-use crate::config::{CpuAffinity, CpuQuota, SerialConfig, VmConfig};
+use crate::config::{AcpiMode, CpuAffinity, CpuQuota, SerialConfig, VmConfig};
 use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
 use crate::memory::GuestRam;
@@ -16,6 +20,7 @@ use crate::virtio::{Repointed, TemplateDevice};
 use crate::vm::builder::{HostParts, Parts};
 use crate::vm::machine::{Guest, Machine};
 use crate::vm::outcome::Origin;
+use crate::vm::recipe::random_bits;
 use crate::vm::stop::LOG_LIMIT;
 use crate::vm::{BuildError, Vm, VmBuilder};
 
@@ -25,6 +30,7 @@ pub struct Fork {
     builder: VmBuilder,
     time: GuestTime,
     pub(super) repointed: Repointed,
+    identity: ForkIdentity,
 }
 
 impl Fork {
@@ -51,6 +57,21 @@ impl Fork {
     /// Decides whether the time since the machine was saved passes for the guest. Without this, it does not.
     pub fn time(self, time: GuestTime) -> Fork {
         Fork { time, ..self }
+    }
+
+    /// Names the guest: its agent sets this host name before it does anything else. Without an agent, and
+    /// without this call, the guest keeps its name.
+    pub fn hostname(mut self, name: impl Into<OsString>) -> Fork {
+        self.identity.hostname = Some(name.into());
+        self
+    }
+
+    /// Sets a variable of the commands that the guest's agent runs from now on. Each fork has
+    /// `CORACLE_FORK_ID` (128 random bits in hexadecimal digits) and `CORACLE_FORK_INDEX` (from 0) by
+    /// itself.
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Fork {
+        self.identity.env.push((name.into(), value.into()));
+        self
     }
 
     /// Limits the time of the fork, which counts from its start.
@@ -81,8 +102,13 @@ impl Template {
     /// network card, and a vsock device with a socket need an end on the host for each fork: [`Fork::disk`],
     /// [`Fork::net`], [`Fork::vsock`].
     ///
+    /// If the machine had an agent that was ready, this returns once the agents of all forks have taken over
+    /// their identities (`docs/snapshots.md` has the list): no two forks get the same random numbers from
+    /// their kernels after that.
+    ///
     /// # Errors
-    /// The first fork that cannot be made. None of them has run.
+    /// The first fork that cannot be made. None of them has run. Or the first one whose agent refuses its
+    /// identity, or does not answer within 60 s: then all of them have ended.
     pub fn fork(
         &self,
         count: usize,
@@ -104,6 +130,9 @@ impl Template {
         let forks = forks.into_iter().zip(restored).enumerate();
         let forks = forks.map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
+        for (index, vm) in forks.iter().enumerate() {
+            identity::wait(vm, &self.parts.state).map_err(of_fork(index))?;
+        }
         Ok(forks)
     }
 }
@@ -131,7 +160,8 @@ impl Fork {
 
     /// Begins with the settings of a machine of this configuration.
     pub(super) fn new(config: VmConfig) -> Fork {
-        Fork { builder: VmBuilder::new(config), time: GuestTime::default(), repointed: Repointed::default() }
+        let (repointed, identity) = (Repointed::default(), ForkIdentity::default());
+        Fork { builder: VmBuilder::new(config), time: GuestTime::default(), repointed, identity }
     }
 
     /// Returns the same settings for a machine of another configuration, from which no connection to the host
@@ -190,7 +220,8 @@ impl Fork {
     ) -> Result<(Vm, Machine), SnapshotError> {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
-        let Fork { builder, time: _, repointed } = self;
+        let Fork { builder, time: _, repointed, identity } = self;
+        let past = identity.past(&template.state, index)?;
         let console = builder.console_ends()?;
         let ram_bytes = template.config.memory.bytes();
         let host = HostParts::new(builder.config(), &repointed.specs(&template.devices, ram_bytes)?)?;
@@ -198,6 +229,11 @@ impl Fork {
         guest.connect(&host.interrupts, &host.virtio)?;
         // Now that there are local APICs to take the interrupts that the devices raise again.
         platform.restore(&template.state.legacy)?;
+        if builder.config().acpi == AcpiMode::On {
+            let id = random_bits()?;
+            acpi::write_generation_id(guest.ram.mmap(), id).map_err(BuildError::from)?;
+            platform.events.raise(Event::NewGeneration);
+        }
         // And an I/O APIC, which has told KVM the routes of their interrupts.
         host.virtio.restore(&template.state.virtio)?;
         let subject = template.subject.of_fork(platform.signs.clone());
@@ -205,7 +241,7 @@ impl Fork {
         let origin = Some(Origin { snapshot: template.origin.clone(), fork });
         let recipe = template.recipe.clone();
         let began = now.checked_sub(took).unwrap_or(now);
-        let parts = Parts { began, host, recipe, subject, origin, platform, vcpus, guest };
+        let parts = Parts { began, host, recipe, subject, origin, platform, vcpus, guest, past };
         Ok(builder.assemble(console, parts)?)
     }
 }

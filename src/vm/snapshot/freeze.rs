@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::state::MachineState;
 use super::{SnapshotError, Template, TemplateParts, time};
+use crate::agent::AgentAttachment;
 use crate::config::VmConfig;
 use crate::diagnosis::Subject;
 use crate::gate::Gate;
@@ -83,7 +84,7 @@ impl Freezing {
         park(&shared.gate, &vcpus)?;
         let devices = StoppedDevices::new(&machine.virtio)?;
         let parts = Ingredients {
-            state: save(&shared.gate, machine, &vcpus, kvm.state_format()?)?,
+            state: save(shared, machine, &vcpus, kvm.state_format()?)?,
             devices: machine.virtio.template(),
             kvm,
             config: machine.config.clone(),
@@ -121,9 +122,7 @@ pub(super) fn check(shared: &Shared, machine: &Machine) -> Result<(), SnapshotEr
     if !shared.gate.is_resumed() {
         return Err(SnapshotError::Paused);
     }
-    let com2 = machine.platform.com2.as_ref().map_or(Ok(()), |_| Err("COM2".to_owned()));
-    let checked = machine.virtio.check_can_be_saved().and(com2);
-    checked.map_err(|device| SnapshotError::Device { device })
+    machine.virtio.check_can_be_saved().map_err(|device| SnapshotError::Device { device })
 }
 
 /// Waits until the vCPUs have left the guest.
@@ -134,7 +133,7 @@ pub(super) fn park(gate: &Gate, vcpus: &[VcpuHandle]) -> Result<(), SnapshotErro
 
 /// Saves the state of a machine whose vCPUs are held and whose devices have stopped.
 pub(super) fn save(
-    gate: &Gate,
+    shared: &Shared,
     machine: &Machine,
     vcpus: &[VcpuHandle],
     format: &'static StateFormat,
@@ -142,7 +141,7 @@ pub(super) fn save(
     let mut answers = Vec::new();
     let post = || answers.extend(vcpus.iter().map(|vcpu| vcpu.ask_state(format)));
     // The gate may be closed by now.
-    if !gate.ask_held(vcpus.len() as u32, post) {
+    if !shared.gate.ask_held(vcpus.len() as u32, post) {
         return Err(SnapshotError::Ended);
     }
     let deadline = Instant::now() + STOP_LIMIT;
@@ -154,7 +153,8 @@ pub(super) fn save(
     let guest = machine.guest.as_ref().ok_or(SnapshotError::Ended)?;
     let legacy = machine.platform.save().into_iter().map(|(name, state)| (name.to_owned(), state)).collect();
     let virtio = machine.virtio.save().map_err(|device| SnapshotError::Device { device })?;
-    Ok(MachineState { vcpus: saved, clock: time::dated(guest.kvm.clock()?), legacy, virtio })
+    let agent = shared.agent.as_ref().and_then(AgentAttachment::save).map(|session| session.token);
+    Ok(MachineState { vcpus: saved, clock: time::dated(guest.kvm.clock()?), legacy, virtio, agent })
 }
 
 /// Keeps the virtio devices off their queues, until it is dropped.

@@ -137,7 +137,7 @@ impl Layer {
         let vcpus = shared.vcpus();
         freeze::park(&shared.gate, &vcpus)?;
         let _devices = StoppedDevices::new(&machine.virtio)?;
-        let state = freeze::save(&shared.gate, machine, &vcpus, format)?;
+        let state = freeze::save(shared, machine, &vcpus, format)?;
         let ram = branch::share(shared, guest, layer, &mut before)?;
         let devices = machine.virtio.branch(layers)?;
         let over = parent.map(|(parent, path)| {

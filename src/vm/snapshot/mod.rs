@@ -27,6 +27,7 @@ mod error;
 mod fork;
 mod freeze;
 mod host;
+mod identity;
 mod increment;
 mod restore;
 mod save;

@@ -1,5 +1,6 @@
 //! Machines that go on from the files of a snapshot.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use coracle_devices::journal::Journal;
 use super::chain::ChainRam;
 use super::fork::Restored;
 use super::sections::{RamContent, StateFile};
-use super::{Fork, GuestTime, SnapshotError, Template, TemplateParts, host, virtio};
+use super::{Fork, GuestTime, SnapshotError, Template, TemplateParts, host, identity, virtio};
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::Kvm;
@@ -81,6 +82,16 @@ impl Restore {
         self.with(|settings| settings.time(time))
     }
 
+    /// Names the guest: see [`Fork::hostname`].
+    pub fn hostname(self, name: impl Into<OsString>) -> Restore {
+        self.with(|settings| settings.hostname(name))
+    }
+
+    /// Sets a variable of the commands that the guest's agent runs from now on: see [`Fork::env`].
+    pub fn env(self, name: impl Into<OsString>, value: impl Into<OsString>) -> Restore {
+        self.with(|settings| settings.env(name, value))
+    }
+
     /// Limits the time of the machine, which counts from its start here.
     pub fn timeout(self, limit: Duration) -> Restore {
         self.with(|settings| settings.timeout(limit))
@@ -98,9 +109,10 @@ impl Restore {
     /// # Errors
     /// See [`Template::load`]; or the machine cannot be built.
     pub fn start(self) -> Result<Vm, SnapshotError> {
-        let (vm, machine) = self.build()?;
+        let (template, vm, machine) = self.build()?;
         let vm = vm.with_control(machine)?;
         vm.handle().resume();
+        identity::wait(&vm, &template.parts.state)?;
         Ok(vm)
     }
 
@@ -113,13 +125,13 @@ impl Restore {
     /// # Errors
     /// See [`Restore::start`]; `begin` has not been called.
     pub fn run_with(self, begin: impl FnOnce(&mut Vm)) -> Result<Outcome, SnapshotError> {
-        let (mut vm, machine) = self.build()?;
+        let (_, mut vm, machine) = self.build()?;
         begin(&mut vm);
         live(&vm.shared, machine);
         Ok(vm.wait())
     }
 
-    fn build(self) -> Result<(Vm, Machine), SnapshotError> {
+    fn build(self) -> Result<(Template, Vm, Machine), SnapshotError> {
         let journal = Arc::new(Journal::default());
         let _journal = journal.enter();
         let parts = self.build_parts();
@@ -127,12 +139,13 @@ impl Restore {
         parts
     }
 
-    fn build_parts(self) -> Result<(Vm, Machine), SnapshotError> {
+    fn build_parts(self) -> Result<(Template, Vm, Machine), SnapshotError> {
         let Restore { path, parents, settings } = self;
         let template = Template::load_from(&path, parents.as_deref())?;
         settings.check(&template.parts.devices)?;
         let restored = Restored::new(&template.parts, &settings)?;
-        settings.over(template.config()).build_parts(&template.parts, restored, None)
+        let (vm, machine) = settings.over(template.config()).build_parts(&template.parts, restored, None)?;
+        Ok((template, vm, machine))
     }
 }
 

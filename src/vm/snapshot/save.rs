@@ -121,7 +121,7 @@ impl Still {
         shared.devices_are_kept.store(true, Ordering::Release);
         freeze::park(&shared.gate, &vcpus)?;
         machine.virtio.pause().map_err(|device| SnapshotError::DeviceBusy { device })?;
-        let state = freeze::save(&shared.gate, machine, &vcpus, format)?;
+        let state = freeze::save(shared, machine, &vcpus, format)?;
         let ram = machine.guest.as_ref().ok_or(SnapshotError::Ended)?.ram.clone();
         let (facts, subject) = (MachineFacts::of(&machine.config), machine.subject.clone());
         Ok(Still { state, facts, subject, devices: machine.virtio.template(), ram, held })

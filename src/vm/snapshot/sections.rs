@@ -82,7 +82,7 @@ pub(super) fn encode(
     devices: &Devices,
 ) -> Vec<Section> {
     // Complete, so that no new part is forgotten. The states of virtio devices are in their entries.
-    let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
+    let MachineState { vcpus, clock, legacy, virtio: _, agent } = machine;
     let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
     let mut sections = vec![
         required(VCPUS, SavedState::encode(1, vcpus)),
@@ -92,6 +92,7 @@ pub(super) fn encode(
         Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
     ];
     sections.extend(devices.encode());
+    sections.extend(agent.map(|token| required(AGENT, SavedState::encode(1, &token))));
     sections
 }
 
@@ -115,6 +116,7 @@ impl StateFile {
             clock: required(&mut sections, CLOCK, SMALL)?,
             legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
             virtio: devices.states(),
+            agent: decode_agent(&mut sections)?,
         };
         let ram = RamContent::take(&mut sections, has_parent)?;
         let guest = sections.take(GUEST, MAX_GUEST)?;
@@ -145,6 +147,12 @@ fn decode_vcpus(sections: &mut Sections, count: u8) -> Result<Vec<SavedVcpu>, St
     Ok(vcpus)
 }
 
+fn decode_agent(sections: &mut Sections) -> Result<Option<u64>, StateFileError> {
+    let section = sections.take(AGENT, SMALL)?;
+    let token = section.map(|section| section.decode(1)).transpose();
+    token.map_err(|error| StateFileError::content(AGENT, error))
+}
+
 /// Takes and decodes a section of at most `most` bytes.
 fn required<T: for<'a> Deserialize<'a>>(
     sections: &mut Sections,
@@ -161,6 +169,8 @@ const LEGACY: &str = "legacy";
 const RAM: &str = "ram";
 const CHANGES: &str = "ram-changes";
 const GUEST: &str = "guest";
+/// The session with the agent, in a machine whose agent has greeted.
+const AGENT: &str = "agent";
 
 /// The longest section of vCPUs: 64 of them, with 64 KiB of XSAVE, a page of the local APIC, 1024 registers
 /// and 256 leaves of CPUID each, take 6 MiB.

@@ -18,4 +18,6 @@ pub(super) struct MachineState {
     pub(super) legacy: Vec<(String, SavedState)>,
     /// The virtio devices with their names, in their order.
     pub(super) virtio: Vec<(String, SavedDevice)>,
+    /// The token of the session with the guest's agent, if there was one.
+    pub(super) agent: Option<u64>,
 }

@@ -74,6 +74,7 @@ const AGENT: Tree = Tree {
         "network",
         "furnish",
         "power",
+        "branch_here",
         "server",
         "roles",
     ],

@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::flow::{Receiver, Sender};
+use super::hello::RestoreScanner;
 use super::link::{Input, Link, common_version};
 use super::message::data_frame;
 use super::{
-    AgentInfo, AgentMessage, Failure, Hello, HostMessage, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME, Request,
-    SessionError, Step, Stream, WindowSize,
+    AgentInfo, AgentMessage, AttachRequest, Failure, Hello, HostMessage, MAX_CHANNELS, MAX_DATA,
+    MAX_HOST_FRAME, Request, SessionError, Step, Stream, WindowSize,
 };
 
 /// The agent's end of a session.
@@ -16,6 +17,10 @@ use super::{
 pub struct AgentSession {
     link: Link,
     token: u64,
+    /// The token of the session before this one.
+    previous: Option<u64>,
+    restored: RestoreScanner,
+    is_continued: bool,
     info: AgentInfo,
     channels: BTreeMap<u32, Channel>,
     events: VecDeque<AgentEvent>,
@@ -47,10 +52,34 @@ struct Channel {
 impl AgentSession {
     /// Makes a session that greets with `token` and then describes the agent by `info`.
     pub fn new(token: u64, info: AgentInfo) -> Self {
-        let link = Link::new(MAX_HOST_FRAME);
-        let mut session = Self { link, token, info, channels: BTreeMap::new(), events: VecDeque::new() };
+        Self::after(None, token, info)
+    }
+
+    /// Makes a session like [`AgentSession::new`] that follows the one with the token `previous`.
+    pub fn after(previous: Option<u64>, token: u64, info: AgentInfo) -> Self {
+        let mut session = Self {
+            link: Link::new(MAX_HOST_FRAME),
+            token,
+            previous,
+            restored: RestoreScanner::default(),
+            is_continued: false,
+            info,
+            channels: BTreeMap::new(),
+            events: VecDeque::new(),
+        };
         session.greet();
         session
+    }
+
+    /// Returns the token of the session.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// Returns whether the host has said that the machine goes on from a snapshot of the session before this
+    /// one. If so, it has said that by the time the session is open.
+    pub fn is_continued(&self) -> bool {
+        self.is_continued
     }
 
     /// Returns whether the host has answered the greeting.
@@ -69,8 +98,20 @@ impl AgentSession {
     /// Takes bytes that arrived. Take all events before adding more.
     ///
     /// # Errors
-    /// The host has broken a rule of the protocol.
+    /// The host has broken a rule of the protocol, or the machine goes on from a snapshot of this session
+    /// ([`SessionError::Restored`]): then another one begins with a new greeting.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        // The rest of a frame may be before it, which nothing follows.
+        let known = [Some(self.token), self.previous];
+        match self.restored.push(bytes, |token| known.contains(&Some(token))) {
+            Some(token) if token == self.token => return Err(SessionError::Restored),
+            Some(_) if !self.is_continued => {
+                self.is_continued = true;
+                // The host of this machine has not seen the first one.
+                self.greet();
+            }
+            _ => {}
+        }
         let mut greeting = self.link.push(bytes);
         // Answers to earlier greetings may still be on the line.
         while let Some(hello) = greeting {
@@ -224,13 +265,18 @@ impl Channel {
     fn of(request: &Request) -> Self {
         let (input, outputs) = match request {
             Request::Exec(exec) => (exec.stdin, [true, exec.terminal.is_none()]),
+            Request::Attach(AttachRequest { stdin, terminal, .. }) => (*stdin, [true, !terminal]),
             Request::Put(_) => (true, [false; 2]),
             Request::Get(_) | Request::List(_) | Request::Stat { .. } | Request::ReadLink(_) => {
                 (false, [true, false])
             }
-            Request::Path(_) | Request::SetClock(_) | Request::Network(_) | Request::Shutdown(_) => {
-                (false, [false; 2])
-            }
+            Request::Path(_)
+            | Request::SetClock(_)
+            | Request::Network(_)
+            | Request::Shutdown(_)
+            | Request::Identify(_)
+            | Request::Processes
+            | Request::BranchPoint { .. } => (false, [false; 2]),
         };
         Self { input: Receiver::new(input), outputs: outputs.map(Sender::new) }
     }

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::flow::{Receiver, Sender};
+use super::flow::Receiver;
+use super::host_channel::Channel;
 use super::link::{Input, Link, common_version};
 use super::message::data_frame;
 use super::{
     AgentInfo, AgentMessage, Hello, HostMessage, MAX_AGENT_FRAME, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME,
-    MAX_WAITING, OLDEST_VERSION, Request, SessionError, Stream, WindowSize,
+    MAX_WAITING, OLDEST_VERSION, Request, SavedSession, SessionError, Stream, WindowSize,
 };
 
 /// The host's end of a session.
@@ -17,6 +18,10 @@ pub struct HostSession {
     link: Link,
     /// The version that both ends speak.
     version: u32,
+    /// The token of the last greeting that was answered.
+    token: Option<u64>,
+    /// The session of the snapshot from which the machine goes on, until the agent has heard of that.
+    restored: Option<u64>,
     is_ready: bool,
     channels: BTreeMap<u32, Channel>,
     next_channel: u32,
@@ -72,41 +77,13 @@ pub enum OpenError {
     },
 }
 
-/// ```text
-/// Opened --started, file--> Started --exited, done--> Answered --closed--> (removed)
-///    \--done, network, failed--> Answered
-/// ```
-#[derive(Debug)]
-struct Channel {
-    kind: Kind,
-    stage: Stage,
-    /// Whether the host has closed the channel and only waits for the agent's last message.
-    is_closing: bool,
-    input: Sender,
-    outputs: [Receiver; 2],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Exec,
-    Get,
-    Network,
-    /// The answer is "done".
-    Plain,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Opened,
-    Started,
-    Answered,
-}
-
 impl Default for HostSession {
     fn default() -> Self {
         Self {
             link: Link::new(MAX_AGENT_FRAME),
             version: OLDEST_VERSION,
+            token: None,
+            restored: None,
             is_ready: false,
             channels: BTreeMap::new(),
             next_channel: 1,
@@ -120,7 +97,36 @@ impl HostSession {
     /// Makes the session that follows `last`. Its channels have other numbers, so that nobody takes them for
     /// the old ones.
     pub fn after(last: &Self) -> Self {
-        Self { next_channel: last.next_channel, ..Self::default() }
+        let restored = last.restored.filter(|_| last.token.is_none());
+        let mut next = Self { next_channel: last.next_channel, restored, ..Self::default() };
+        next.announce();
+        next
+    }
+
+    /// Makes the first session of a machine that goes on from a snapshot of `saved`. It tells the agent so.
+    pub fn restored(saved: SavedSession) -> Self {
+        let mut session = Self { restored: Some(saved.token), ..Self::default() };
+        session.announce();
+        session
+    }
+
+    /// Returns what a snapshot of this session has to keep; `None` if no agent has greeted.
+    pub fn save(&self) -> Option<SavedSession> {
+        self.token.or(self.restored).map(|token| SavedSession { token })
+    }
+
+    /// Returns whether the agent has not greeted yet since the machine goes on from a snapshot.
+    pub fn announces(&self) -> bool {
+        self.restored.is_some() && self.token.is_none()
+    }
+
+    /// Tells the agent that the machine goes on from a snapshot, unless that waits to be sent already. A
+    /// line that loses bytes needs this again while [`HostSession::announces`].
+    pub fn announce(&mut self) {
+        let token = self.restored.filter(|_| self.announces() && self.link.output().is_empty());
+        if let Some(token) = token {
+            self.link.send(&Hello::new(token).to_restored_bytes());
+        }
     }
 
     /// Takes bytes that arrived. Take all events before adding more, so that the bytes kept stay bounded.
@@ -128,8 +134,16 @@ impl HostSession {
     /// # Errors
     /// The agent has broken a rule of the protocol.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
-        if let Some(hello) = self.link.push(bytes) {
-            self.greet(hello)?;
+        let mut greeting = self.link.push(bytes);
+        while let Some(hello) = greeting {
+            // A greeting that was on its way before the snapshot has its answer.
+            greeting = match self.restored == Some(hello.token) {
+                true => self.link.greet_on(),
+                false => {
+                    self.greet(hello)?;
+                    None
+                }
+            };
         }
         while let Some(input) = self.link.next()? {
             match input {
@@ -272,6 +286,7 @@ impl HostSession {
             return Err(SessionError::NotReady);
         }
         self.link.send(&Hello::new(hello.token).to_bytes());
+        self.token = Some(hello.token);
         Ok(())
     }
 
@@ -319,93 +334,6 @@ impl HostSession {
                 return number;
             }
         }
-    }
-}
-
-impl Channel {
-    fn of(request: &Request) -> Self {
-        let (kind, input, outputs) = match request {
-            Request::Exec(exec) => (Kind::Exec, exec.stdin, [true, exec.terminal.is_none()]),
-            Request::Put(_) => (Kind::Plain, true, [false; 2]),
-            Request::Get(_) => (Kind::Get, false, [true, false]),
-            Request::List(_) | Request::Stat { .. } | Request::ReadLink(_) => {
-                (Kind::Plain, false, [true, false])
-            }
-            Request::Network(_) => (Kind::Network, false, [false; 2]),
-            Request::Path(_) | Request::SetClock(_) | Request::Shutdown(_) => {
-                (Kind::Plain, false, [false; 2])
-            }
-        };
-        Self {
-            kind,
-            stage: Stage::Opened,
-            is_closing: false,
-            input: Sender::new(input),
-            outputs: outputs.map(Receiver::new),
-        }
-    }
-
-    fn output(&mut self, stream: Stream) -> Option<&mut Receiver> {
-        let [stdout, stderr] = &mut self.outputs;
-        match stream {
-            Stream::Stdin => None,
-            Stream::Stdout => Some(stdout),
-            Stream::Stderr => Some(stderr),
-        }
-    }
-
-    /// Checks whether the agent may send this now, and applies it.
-    fn check(&mut self, channel: u32, message: &AgentMessage) -> Result<(), SessionError> {
-        let unexpected = SessionError::Unexpected { channel, what: message.name() };
-        let (kind, stage) = (self.kind, self.stage);
-        let next = match message {
-            AgentMessage::Started { .. } if kind == Kind::Exec && stage == Stage::Opened => Stage::Started,
-            AgentMessage::File(_) if kind == Kind::Get && stage == Stage::Opened => Stage::Started,
-            AgentMessage::Exited(_) if kind == Kind::Exec && stage == Stage::Started => Stage::Answered,
-            AgentMessage::Done if kind == Kind::Get && stage == Stage::Started => Stage::Answered,
-            AgentMessage::Done if kind == Kind::Plain && stage == Stage::Opened => Stage::Answered,
-            AgentMessage::Network(_) if kind == Kind::Network && stage == Stage::Opened => Stage::Answered,
-            AgentMessage::Failed(_) if stage != Stage::Answered => Stage::Answered,
-            AgentMessage::Closed if stage == Stage::Answered || self.is_closing => Stage::Answered,
-            AgentMessage::Data(stream, bytes) => {
-                let count = bytes.len();
-                let output = self.open_output(channel, *stream)?;
-                let allowed = output.allowed();
-                if !output.accept(count) {
-                    return Err(SessionError::Overrun { channel, stream: *stream, count, allowed });
-                }
-                stage
-            }
-            // Nobody reads it any more.
-            AgentMessage::End(Stream::Stdin) => {
-                self.input.end();
-                stage
-            }
-            AgentMessage::End(stream) => {
-                self.open_output(channel, *stream)?.end();
-                stage
-            }
-            AgentMessage::Window(stream, bytes) => {
-                if *stream != Stream::Stdin {
-                    return Err(SessionError::NoStream { channel, stream: *stream });
-                }
-                if *bytes == 0 {
-                    return Err(SessionError::EmptyGrant { channel, stream: *stream });
-                }
-                if !self.input.grant(*bytes) {
-                    return Err(SessionError::Grant { channel, stream: *stream });
-                }
-                stage
-            }
-            _ => return Err(unexpected),
-        };
-        self.stage = next;
-        Ok(())
-    }
-
-    fn open_output(&mut self, channel: u32, stream: Stream) -> Result<&mut Receiver, SessionError> {
-        let output = self.output(stream).filter(|output| !output.has_ended());
-        output.ok_or(SessionError::NoStream { channel, stream })
     }
 }
 

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::net::Ipv4Addr;
 
 use super::request::{decode_address, encode_address};
+use super::restored::ProcessInfo;
 use super::{Ending, ProtocolError, Request, Stream, WindowSize};
 use crate::protocol::wire::{Decoder, Encoder};
 
@@ -43,6 +44,8 @@ pub enum AgentMessage {
     File(FileInfo),
     /// The settings with which the network came up.
     Network(NetworkInfo),
+    /// The commands that run on since before the snapshot.
+    Processes(Vec<ProcessInfo>),
     /// The request was carried out.
     Done,
     /// The request failed.
@@ -154,10 +157,14 @@ pub enum Step {
     Make,
     /// Removing.
     Remove,
+    /// Taking over the identity that the host gives. The subject is the file or the call.
+    Machine,
+    /// Finding the command to take up.
+    Process,
 }
 
 impl Step {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::Channel,
         Self::User,
         Self::Identity,
@@ -177,6 +184,8 @@ impl Step {
         Self::Limits,
         Self::Make,
         Self::Remove,
+        Self::Machine,
+        Self::Process,
     ];
 
     fn to_wire(self) -> u8 {
@@ -267,6 +276,7 @@ impl AgentMessage {
             Self::Failed(Failure { step, subject, errno }) => {
                 frame(6).u8(step.to_wire()).text(subject).u32(errno.cast_unsigned()).finish()
             }
+            Self::Processes(list) => frame(7).list(list, |frame, process| process.encode(frame)).finish(),
             Self::Data(stream, bytes) => data_frame(channel, *stream, bytes),
             Self::End(stream) => frame(END).stream(*stream).finish(),
             Self::Window(stream, bytes) => frame(WINDOW).stream(*stream).u32(*bytes).finish(),
@@ -307,6 +317,7 @@ impl AgentMessage {
                 subject: fields.text("subject")?,
                 errno: fields.u32("errno")?.cast_signed(),
             }),
+            7 => Self::Processes(fields.list("processes", ProcessInfo::decode)?),
             DATA => Self::Data(stream(&mut fields)?, data(&mut fields)?),
             END => Self::End(stream(&mut fields)?),
             WINDOW => Self::Window(stream(&mut fields)?, fields.u32("window")?),
@@ -325,6 +336,7 @@ impl AgentMessage {
             Self::Exited(_) => "exited",
             Self::File(_) => "file",
             Self::Network(_) => "network",
+            Self::Processes(_) => "processes",
             Self::Done => "done",
             Self::Failed(_) => "failed",
             Self::Data(..) => "data",

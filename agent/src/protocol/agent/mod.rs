@@ -12,11 +12,13 @@ mod agent_session;
 mod entry;
 mod flow;
 mod hello;
+mod host_channel;
 mod host_session;
 mod limits;
 mod link;
 mod message;
 mod request;
+mod restored;
 
 pub use agent_session::{AgentEvent, AgentSession};
 pub use entry::{DirEntry, EntryReader, FileKind};
@@ -25,12 +27,14 @@ pub use host_session::{HostEvent, HostSession, OpenError};
 pub use limits::{ExecLimits, ResourceLimit};
 pub use message::{AgentInfo, AgentMessage, Failure, FileInfo, HostMessage, NetworkInfo, Place, Step};
 pub use request::{ExecRequest, NetworkRequest, PathRequest, Power, PutRequest, Request};
+pub use restored::{AttachRequest, IdentityRequest, ProcessInfo, SavedSession};
 
 pub use super::wire::{Ending, ProtocolError, Stream, WindowSize};
 
 /// The version of this protocol. If the ends differ, they speak the lower one, and part if one of them does
-/// not know it. Version 2 adds requests ([`Request::version`]) and changes nothing else.
-pub const VERSION: u32 = 2;
+/// not know it. Versions 2 and 3 add requests ([`Request::version`]). Version 3 also adds the greeting of a
+/// machine that goes on from a snapshot.
+pub const VERSION: u32 = 3;
 
 /// The oldest version that this end speaks.
 pub const OLDEST_VERSION: u32 = 1;
@@ -84,6 +88,9 @@ pub enum SessionError {
     /// The other end greets in the middle of a session.
     #[error("the other end has started again")]
     Restarted,
+    /// The machine goes on from a snapshot, and what was under way between the ends stayed behind.
+    #[error("the machine goes on from a snapshot")]
+    Restored,
     /// The session does not begin with the message that the agent is ready.
     #[error("the first message does not report that the agent is ready")]
     NotReady,

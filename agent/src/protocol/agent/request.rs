@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::restored::{AttachRequest, IdentityRequest};
 use super::{ExecLimits, ProtocolError, WindowSize};
 use crate::protocol::wire::{Decoder, Encoder};
 
@@ -37,6 +38,17 @@ pub enum Request {
     Network(NetworkRequest),
     /// Shut the machine down.
     Shutdown(Power),
+    /// Become the machine that has this identity, before anything else runs for the host.
+    Identify(Box<IdentityRequest>),
+    /// List the commands that run on since before the snapshot from which the machine goes on.
+    Processes,
+    /// Take up one of these commands. Its streams are as those of [`Request::Exec`].
+    Attach(AttachRequest),
+    /// Wait for a process that reaches its branch point. It waits there until the channel is closed.
+    BranchPoint {
+        /// Whether every user may reach one. Otherwise, only root may.
+        any_user: bool,
+    },
 }
 
 /// A command to run.
@@ -129,7 +141,11 @@ pub enum Power {
 impl Request {
     /// Returns the lowest version of the protocol that has the request.
     pub fn version(&self) -> u32 {
-        if self.kind() < 8 { 1 } else { 2 }
+        match self.kind() {
+            ..8 => 1,
+            8..FIRST_OF_VERSION_3 => 2,
+            _ => 3,
+        }
     }
 
     pub(super) fn kind(&self) -> u8 {
@@ -148,6 +164,10 @@ impl Request {
             Self::SetClock(_) => 5,
             Self::Network(_) => 6,
             Self::Shutdown(_) => 7,
+            Self::Identify(_) => IDENTIFY,
+            Self::Processes => PROCESSES,
+            Self::Attach(_) => ATTACH,
+            Self::BranchPoint { .. } => BRANCH_POINT,
         }
     }
 
@@ -164,6 +184,10 @@ impl Request {
                 Power::Off => 0,
                 Power::Restart => 1,
             }),
+            Self::Identify(request) => request.encode(frame),
+            Self::Processes => frame,
+            Self::Attach(request) => request.encode(frame),
+            Self::BranchPoint { any_user } => frame.u8(u8::from(*any_user)),
         }
     }
 
@@ -192,6 +216,10 @@ impl Request {
             9 => Self::Stat { path: fields.text("path")?.into(), follow: fields.flag("follow")? },
             10 => Self::ReadLink(fields.text("path")?.into()),
             11..=14 => Self::Path(decode_path(kind, fields)?),
+            IDENTIFY => Self::Identify(Box::new(IdentityRequest::decode(fields)?)),
+            PROCESSES => Self::Processes,
+            ATTACH => Self::Attach(AttachRequest::decode(fields)?),
+            BRANCH_POINT => Self::BranchPoint { any_user: fields.flag("any user")? },
             _ => return Ok(None),
         }))
     }
@@ -277,11 +305,11 @@ pub(super) fn decode_address(fields: &mut Decoder<'_>) -> Result<Ipv4Addr, Proto
     fields.array::<4>("address").map(Ipv4Addr::from)
 }
 
-fn encode_time(frame: Encoder, time: Duration) -> Encoder {
+pub(super) fn encode_time(frame: Encoder, time: Duration) -> Encoder {
     frame.u64(time.as_secs()).u32(time.subsec_nanos())
 }
 
-fn decode_time(fields: &mut Decoder<'_>) -> Result<Duration, ProtocolError> {
+pub(super) fn decode_time(fields: &mut Decoder<'_>) -> Result<Duration, ProtocolError> {
     let (seconds, nanos) = (fields.u64("seconds")?, fields.u32("nanoseconds")?);
     if nanos >= NANOS {
         return Err(ProtocolError::UnknownValue { what: "nanoseconds", value: u8::MAX });
@@ -290,3 +318,9 @@ fn decode_time(fields: &mut Decoder<'_>) -> Result<Duration, ProtocolError> {
 }
 
 const NANOS: u32 = 1_000_000_000;
+/// The kinds of version 3. Those from 16 to 21 are not requests.
+const FIRST_OF_VERSION_3: u8 = 15;
+const IDENTIFY: u8 = 22;
+const PROCESSES: u8 = 23;
+const ATTACH: u8 = 24;
+const BRANCH_POINT: u8 = 25;

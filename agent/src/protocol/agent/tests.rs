@@ -6,6 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod restored;
+
 fn info() -> AgentInfo {
     AgentInfo { kernel: "6.1.0".into(), place: Place::FirstProcess, kills_groups: true }
 }
@@ -109,6 +111,16 @@ fn requests() -> Vec<Request> {
         Request::Network(NetworkRequest { interface: None, address: None, ..network }),
         Request::Shutdown(Power::Off),
         Request::Shutdown(Power::Restart),
+        Request::Identify(Box::new(IdentityRequest {
+            hostname: Some("w1".into()),
+            machine_id: "0123456789abcdef".repeat(2),
+            seed: vec![9; 64],
+            time: Duration::new(5, 6),
+            env: vec![("A".into(), "b".into())],
+        })),
+        Request::Processes,
+        Request::Attach(AttachRequest { id: 3, stdin: true, terminal: false }),
+        Request::BranchPoint { any_user: true },
     ]
 }
 
@@ -139,6 +151,10 @@ fn agent_messages() -> Vec<AgentMessage> {
         AgentMessage::Exited(Ending::Signal(9)),
         AgentMessage::File(FileInfo { mode: 0o644, size: u64::MAX }),
         AgentMessage::Network(network),
+        AgentMessage::Processes(vec![
+            ProcessInfo { has_stdin: true, ..ProcessInfo::new(1, 2, "sh".into()) },
+            ProcessInfo { has_terminal: true, has_ended: true, ..ProcessInfo::new(3, 4, "".into()) },
+        ]),
         AgentMessage::Done,
         AgentMessage::Failed(Failure { step: Step::Power, subject: "x".into(), errno: 1 }),
         AgentMessage::Data(Stream::Stdout, vec![7; MAX_DATA]),

@@ -14,13 +14,14 @@ use acpi_tables::sdt::Sdt;
 
 use super::{AcpiConfig, bytes_of, table};
 use crate::x86_64::layout::{
-    COM1_IRQ, COM1_PORT, COM1_PORTS, COM2_IRQ, COM2_PORT, EVENT_IRQ, EVENT_PORT, EVENT_POWER_BUTTON,
-    PVPANIC_PORT, RTC_IRQ, RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5, VIRTIO_MMIO_LEN, VirtioMmio,
+    COM1_IRQ, COM1_PORT, COM1_PORTS, COM2_IRQ, COM2_PORT, EVENT_IRQ, EVENT_NEW_GENERATION, EVENT_PORT,
+    EVENT_POWER_BUTTON, GENERATION_ID, PVPANIC_PORT, RTC_IRQ, RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5,
+    VIRTIO_MMIO_LEN, VirtioMmio,
 };
 
 /// Builds the whole table.
 pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
-    let AcpiConfig { cpus: _, virtio, has_com2, has_rtc } = *config;
+    let AcpiConfig { cpus: _, virtio, has_com2, has_rtc, generation_id: _ } = *config;
     let s5: Vec<u8> = bytes_of(&Name::new(
         "_S5_".into(),
         &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
@@ -30,7 +31,8 @@ pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
     let second = if has_com2 { second() } else { Vec::new() };
     let clock = || legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
     let clock = if has_rtc { clock() } else { Vec::new() };
-    let fixed = [s5, serial, second, clock, power_button(), event_device(), pvpanic()].concat();
+    let generation = generation_device();
+    let fixed = [s5, serial, second, clock, power_button(), generation, event_device(), pvpanic()].concat();
     let virtio = (0..).zip(virtio).flat_map(|(number, place)| virtio_device(number, *place));
     table(*b"DSDT", DSDT_REVISION, &[fixed, virtio.collect()].concat())
 }
@@ -46,6 +48,18 @@ fn legacy_device(path: &str, id: &str, (port, ports): (u16, u16), irq: u32) -> V
 
 fn power_button() -> Vec<u8> {
     device(POWER_BUTTON, &EISAName::new("PNP0C0C"), &[])
+}
+
+/// Builds the device that says where the machine's generation id is. Linux looks for its `_HID`, and Windows
+/// for its `_CID`. The address is a package of its lower and its upper half.
+fn generation_device() -> Vec<u8> {
+    let (kind, name) = ("VM_Gen_Counter", "VM_Gen_Counter");
+    let kind = Name::new("_CID".into(), &kind);
+    let name = Name::new("_DDN".into(), &name);
+    // It lies below 4 GiB.
+    let address = Package::new(vec![&GENERATION_ADDRESS, &aml::ZERO]);
+    let address = Name::new("ADDR".into(), &address);
+    device(GENERATION, &"VMGENCTR", &[&kind, &name, &address])
 }
 
 /// Builds the Generic Event Device. Its method `_EVT` gets the number of the interrupt, of which there is
@@ -68,7 +82,11 @@ fn event_device() -> Vec<u8> {
     let button: Path = POWER_BUTTON.into();
     let notify = Notify::new(&button, &BUTTON_PRESSED);
     let notify_button = If::new(&is_pressed, vec![&notify]);
-    let on_event = Method::new("_EVT".into(), 1, true, vec![&read, &notify_button]);
+    let is_new = And::new(&aml::ZERO, &events, &EVENT_NEW_GENERATION);
+    let generation: Path = GENERATION.into();
+    let notify = Notify::new(&generation, &GENERATION_CHANGED);
+    let notify_generation = If::new(&is_new, vec![&notify]);
+    let on_event = Method::new("_EVT".into(), 1, true, vec![&read, &notify_generation, &notify_button]);
     device("_SB_.GED0", &"ACPI0013", &[&resources, &region, &register, &on_event])
 }
 
@@ -121,4 +139,8 @@ const STATUS_WORKING: u8 = 0xf;
 const BUTTON_PRESSED: u8 = 0x80;
 /// An absolute path: AML does not search the enclosing scopes for a name of two segments.
 const POWER_BUTTON: &str = "\\_SB_.PWRB";
+const GENERATION: &str = "\\_SB_.VGEN";
+const GENERATION_ADDRESS: u32 = GENERATION_ID as u32;
+/// The notification of a generation id that has changed.
+const GENERATION_CHANGED: u8 = 0x80;
 const EVENT_REGION: &str = "EREG";

@@ -15,7 +15,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{
-    ACPI_TABLES, ACPI_TABLES_END, IOAPIC, LAPIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT,
+    ACPI_TABLES, ACPI_TABLES_END, GENERATION_ID, IOAPIC, LAPIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT,
     SLEEP_STATUS_PORT, VirtioMmio,
 };
 
@@ -59,6 +59,8 @@ pub struct AcpiConfig<'a> {
     pub has_com2: bool,
     /// Whether the CMOS clock is announced.
     pub has_rtc: bool,
+    /// The generation id of the machine.
+    pub generation_id: u128,
 }
 
 /// An error of [`write_tables`].
@@ -106,8 +108,17 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result
         return Err(AcpiError::TooLarge { needed, room });
     }
     memory.write_slice(&area.bytes, GuestAddress(ACPI_TABLES))?;
+    write_generation_id(memory, config.generation_id)?;
     memory.write_slice(&bytes_of(&Rsdp::new(OEM_ID, xsdt)), GuestAddress(ACPI_TABLES))?;
     Ok(ACPI_TABLES)
+}
+
+/// Writes the machine's generation id to the place that the tables name.
+///
+/// # Errors
+/// The place is not RAM.
+pub fn write_generation_id(memory: &GuestMemoryMmap, id: u128) -> Result<(), AcpiError> {
+    Ok(memory.write_slice(&id.to_le_bytes(), GuestAddress(GENERATION_ID))?)
 }
 
 /// The tables written so far, from [`ACPI_TABLES`] on.

@@ -3,6 +3,8 @@
 
 use super::*;
 
+const GENERATION: u128 = 0x0102_0304;
+
 fn written(cpus: u8) -> GuestMemoryMmap {
     written_for(&config(cpus))
 }
@@ -14,7 +16,7 @@ fn written_for(config: &AcpiConfig<'_>) -> GuestMemoryMmap {
 }
 
 fn config(cpus: u8) -> AcpiConfig<'static> {
-    AcpiConfig { cpus, virtio: &[], has_com2: false, has_rtc: true }
+    AcpiConfig { cpus, virtio: &[], has_com2: false, has_rtc: true, generation_id: GENERATION }
 }
 
 fn bytes_at(memory: &GuestMemoryMmap, address: u64, len: usize) -> Vec<u8> {
@@ -125,9 +127,25 @@ fn dsdt_tells_the_power_button_by_the_event_device() {
     assert!(contains(&[0x89, 6, 0, 3, 1, 9, 0, 0, 0]), "interrupt 9, edge, active high");
     assert!(contains(b"\x5b\x80EREG\x01\x0b\x03\x06\x01"), "OperationRegion (EREG, SystemIO, 0x603, 1)");
     assert!(contains(b"\x5b\x81\x0bEREG\x41EVTS\x08"), "Field (EREG, ByteAcc, NoLock, WriteAsZeros)");
-    // Local0 = EVTS; If (Local0 & 1) { Notify (\_SB.PWRB, 0x80) }
-    let method = b"_EVT\x09\x70EVTS\x60\xa0\x12\x7b\x60\x01\x00\x86\\\x2e_SB_PWRB\x0a\x80";
+    // Local0 = EVTS; If (Local0 & 2) { Notify (\_SB.VGEN, 0x80) }, and the same for 1 and \_SB.PWRB
+    let method: &[u8] = b"_EVT\x09\x70EVTS\x60\xa0\x13\x7b\x60\x0a\x02\x00\x86\\\x2e_SB_VGEN\x0a\x80\
+        \xa0\x12\x7b\x60\x01\x00\x86\\\x2e_SB_PWRB\x0a\x80";
     assert!(contains(method), "{dsdt:x?}");
+}
+
+#[test]
+fn generation_id_is_where_the_dsdt_says() {
+    let memory = written(1);
+    let (fadt, _) = fadt_and_madt(&memory);
+    let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
+    let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
+    assert!(contains(b"\x08_HID\x0dVMGENCTR\0") && contains(b"\x08_CID\x0dVM_Gen_Counter\0"));
+    assert!(contains(b"\x08_DDN\x0dVM_Gen_Counter\0"));
+    assert!(contains(b"\x08ADDR\x12\x08\x02\x0c\x00\xe0\x0f\x00\x00"), "Package (0xfe000, 0): {dsdt:x?}");
+    let id = |memory| number(&bytes_at(memory, 0xf_e000, 16), 0, 8);
+    assert_eq!(id(&memory), GENERATION as u64);
+    write_generation_id(&memory, 7).unwrap();
+    assert_eq!(id(&memory), 7);
 }
 
 #[test]
@@ -144,8 +162,11 @@ fn dsdt_holds_each_virtio_device_with_its_window_and_interrupt() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
     let virtio: Vec<_> = (0..).map_while(VirtioMmio::nth).collect();
     assert_eq!(virtio.len(), 17);
-    write_tables(&memory, &AcpiConfig { cpus: 255, virtio: &virtio, has_com2: false, has_rtc: true })
-        .unwrap();
+    write_tables(
+        &memory,
+        &AcpiConfig { cpus: 255, virtio: &virtio, has_com2: false, has_rtc: true, generation_id: GENERATION },
+    )
+    .unwrap();
     let (fadt, _) = fadt_and_madt(&memory);
     let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
     let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
@@ -163,7 +184,10 @@ fn tables_of_255_cpus_fit_their_area() {
 #[test]
 fn memory_without_the_area_is_an_error() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
-    let error = write_tables(&memory, &AcpiConfig { cpus: 1, virtio: &[], has_com2: false, has_rtc: true })
-        .unwrap_err();
+    let error = write_tables(
+        &memory,
+        &AcpiConfig { cpus: 1, virtio: &[], has_com2: false, has_rtc: true, generation_id: GENERATION },
+    )
+    .unwrap_err();
     assert!(matches!(error, AcpiError::Write(_)), "{error}");
 }

@@ -25,6 +25,8 @@ use crate::state::{Restoration, SavedState, StateError};
 pub enum Event {
     /// The power button was pressed.
     PowerButton = 1 << 0,
+    /// The machine goes on from a snapshot, and has another generation id.
+    NewGeneration = 1 << 1,
 }
 
 /// A byte with a bit for each kind of event that the guest has not read.

@@ -28,7 +28,7 @@ impl EventState {
 
 const VERSION: u16 = 1;
 /// Every event that a machine can have.
-const EVENTS: u8 = Event::PowerButton as u8;
+const EVENTS: u8 = Event::PowerButton as u8 | Event::NewGeneration as u8;
 
 #[cfg(test)]
 mod tests {
@@ -74,10 +74,10 @@ mod tests {
     #[test]
     fn event_that_does_not_exist_is_refused() {
         let (target, irq) = register();
-        for bit in 1..8 {
+        for bit in 2..8 {
             let error = target.restore(&EventState { pending: 1 << bit }.encode()).unwrap_err();
             let value = 1_u8 << bit;
-            let expected = format!("field `pending` is {value:#x}: only the bits of 0x1 can be set");
+            let expected = format!("field `pending` is {value:#x}: only the bits of 0x3 can be set");
             assert_eq!(error.to_string(), expected);
         }
         assert_eq!((target.read_byte(0), irq.take()), (0, 0));
