@@ -1,5 +1,5 @@
 # Stands in for parts of the static C library (glibc) that Coracle's programs never call, but that would come along with
-# what they do call: half a megabyte of each. Only static builds by `cargo xtask` have it, by small_libc.rs, and no program
+# what they do call: 600 kB of each. Only static builds by `cargo xtask` have it, by small_libc.rs, and no program
 # that links the library does. All symbols are weak: where another version of glibc cannot do without the real one, that
 # one is taken.
 
@@ -20,12 +20,83 @@ __dcgettext:
     mov rax, rsi
     ret
 
-# It formats nothing: neither the number of an error that it does not know, nor statistics. Failure is -1.
-.weak __vfprintf_internal, __vfwprintf_internal
-__vfprintf_internal:
-__vfwprintf_internal:
+# It formats and prints nothing: neither the number of an error that it does not know, nor statistics. Failure is -1.
+.weak snprintf, __snprintf, sprintf, fprintf, fputs, _IO_fputs, fwrite
+snprintf:
+__snprintf:
+sprintf:
+fprintf:
+fputs:
+_IO_fputs:
+fwrite:
     mov eax, -1
     ret
+
+# So it has no streams, which a second thread would make lock, and a new process would unlock: their list is empty.
+.weak _IO_enable_locks, _IO_list_lock, _IO_list_unlock, _IO_list_resetlock
+.weak _IO_iter_begin, _IO_iter_end, _IO_iter_next, _IO_iter_file
+_IO_enable_locks:
+_IO_list_lock:
+_IO_list_unlock:
+_IO_list_resetlock:
+_IO_iter_begin:
+_IO_iter_end:
+_IO_iter_next:
+_IO_iter_file:
+    xor eax, eax
+    ret
+.bss
+.weak stdout, stderr
+.balign 8
+stdout:
+stderr:
+    .zero 8
+.text
+
+# The classes of characters are used to skip spaces in front of a number, where there are none.
+.weak __ctype_init
+__ctype_init:
+    ret
+.bss
+.weak _nl_C_LC_CTYPE_class, _nl_C_LC_CTYPE_toupper, _nl_C_LC_CTYPE_tolower
+.balign 16
+_nl_C_LC_CTYPE_class:
+_nl_C_LC_CTYPE_toupper:
+_nl_C_LC_CTYPE_tolower:
+    .zero 1536
+
+# The C locale, `struct __locale_struct`: 13 categories, where the tables have the character 0, and 13 names.
+.section .data.rel.ro, "aw"
+.weak _nl_C_locobj
+.balign 8
+_nl_C_locobj:
+    .zero 13 * 8
+    .quad _nl_C_LC_CTYPE_class + 128 * 2
+    .quad _nl_C_LC_CTYPE_tolower + 128 * 4
+    .quad _nl_C_LC_CTYPE_toupper + 128 * 4
+    .zero 13 * 8
+.text
+
+# No library is loaded: there is none to look for, and no stack becomes executable because one asks for it.
+.weak _dl_init_paths
+_dl_init_paths:
+    ret
+.weak __nptl_change_stack_perm, _dl_make_stack_executable, _dl_make_stacks_executable
+__nptl_change_stack_perm:
+_dl_make_stack_executable:
+_dl_make_stacks_executable:
+    mov eax, 38
+    ret
+# No function is looked up at its first call.
+.weak _dl_runtime_resolve_fxsave, _dl_runtime_resolve_xsave, _dl_runtime_resolve_xsavec
+.weak _dl_runtime_profile_sse, _dl_runtime_profile_avx, _dl_runtime_profile_avx512
+_dl_runtime_resolve_fxsave:
+_dl_runtime_resolve_xsave:
+_dl_runtime_resolve_xsavec:
+_dl_runtime_profile_sse:
+_dl_runtime_profile_avx:
+_dl_runtime_profile_avx512:
+    jmp abort
 
 # Where the guard of a thread's stack is, which is found by scanf: a stack that overflows ends the program by its signal alone.
 # Failure is ENOSYS.
