@@ -199,7 +199,7 @@ fn hang(engine: &'static str) {
         command.arg(format!("path={},ro,engine={engine}", folder.join("disk.img").display()));
         let start = Instant::now();
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let said = read_until(&mut child, "disk.img did not finish its requests within 4s");
+        let said = read_until(&mut child, "disk.img) did not finish its requests within 4s");
         assert!(start.elapsed() < Duration::from_secs(100), "{said}: {:?}", start.elapsed());
         // Its process cannot end before the kernel returns from the read.
         abort_connection(folder);

@@ -5,6 +5,7 @@ mod inside;
 mod kvm_kind;
 
 pub use crate::emulated_host::{EmulatedHostError, LastWords, ShareProblem};
+pub use crate::kvm::module as kvm_module;
 pub use ensure::{EnsureKvmError, KvmPolicy, ensure_kvm};
 pub(crate) use inside::boot_time;
 pub use inside::on_emulated_host;

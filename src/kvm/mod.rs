@@ -21,7 +21,7 @@ mod vm;
 pub(crate) use inspect::{Activity, CodePlace};
 pub(crate) use interrupts::Interrupts;
 pub(crate) use kick::Kicker;
-pub(crate) use module::module;
+pub use module::module;
 pub(crate) use probe::ProbeMachine;
 pub(crate) use system::{Kvm, hides_xsave};
 pub(crate) use vcpu::{Vcpu, VcpuExit};

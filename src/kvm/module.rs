@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Returns the name of the module behind `/dev/kvm`: `kvm_intel`, `kvm_amd` or `kvm_pvm`, of which a kernel
 /// has only one at a time. `None` if `/sys` does not show it.
-pub(crate) fn module() -> Option<&'static str> {
+pub fn module() -> Option<&'static str> {
     MODULES.into_iter().find(|name| Path::new("/sys/module").join(name).exists())
 }
 

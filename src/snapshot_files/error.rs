@@ -31,7 +31,7 @@ pub enum SnapshotFileError {
         found: String,
     },
     /// A folder cannot be made, opened, renamed or synced.
-    #[error("snapshot {}: the folder cannot be {step}: {source}{}", folder.display(), advice(r#source))]
+    #[error("snapshot {}: the folder cannot be {step}: {source}{}", folder.display(), advice_on(step, r#source))]
     Folder {
         /// The path of the folder.
         folder: PathBuf,
@@ -264,6 +264,18 @@ impl At<'_> {
         SnapshotFileError::Memory { folder: self.0.to_owned(), source }
     }
 }
+
+/// Returns what helps if a folder cannot be opened, or written, after a semicolon.
+fn advice_on(step: &str, error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound if step == OPENED => "; give the path of a snapshot that exists",
+        io::ErrorKind::PermissionDenied if step == OPENED => "; use a snapshot of this user",
+        _ => advice(error),
+    }
+}
+
+/// The step of reading a snapshot.
+const OPENED: &str = "opened";
 
 /// Returns what helps against an error of a write, after a semicolon.
 fn advice(error: &io::Error) -> &'static str {

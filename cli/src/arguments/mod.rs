@@ -2,7 +2,9 @@
 
 mod cargo_runner_args;
 mod command_args;
+mod device_args;
 mod guest_ip;
+mod per_fork;
 mod snapshot_args;
 pub(crate) mod suggest;
 mod surroundings;
@@ -22,11 +24,13 @@ use coracle::error::field::{Field, LEASE_LIMIT};
 
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
+pub(crate) use device_args::DeviceArgs;
 pub(crate) use guest_ip::GuestIp;
-pub(crate) use snapshot_args::{RestoreArgs, SnapshotCommand};
+pub(crate) use per_fork::PerFork;
+pub(crate) use snapshot_args::{RestoreArgs, SnapshotCommand, TimeArg};
 pub(crate) use surroundings::Surroundings;
 pub(crate) use test_args::{Flaky, NoKvm, TapMode, TestArgs};
-pub(crate) use vm_args::VmArgs;
+pub(crate) use vm_args::{SocketArgs, VmArgs};
 
 /// A lightweight virtual machine monitor for Linux KVM.
 #[derive(Debug, Parser)]
@@ -94,6 +98,11 @@ pub(crate) struct RunArgs {
     /// machine runs on
     #[arg(long, value_name = "FOLDER")]
     pub snapshot_on_signal: Option<PathBuf>,
+    /// Write a snapshot of the machine to this folder when the command, or a process that it has started,
+    /// calls `coracle-agent branch-here`, which then returns; a run without such a call fails. Only root's
+    /// processes can ask, or with --user those of any user
+    #[arg(long, value_name = "FOLDER", requires = "command")]
+    pub snapshot_on_ready: Option<PathBuf>,
     #[command(flatten)]
     pub command: CommandArgs,
 }

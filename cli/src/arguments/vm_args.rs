@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::per_fork::PerFork;
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use coracle::Fork;
 use coracle::config::{
     Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
     NetChoice, RawConfig, ResetPolicy, RootConfig, RtcMode, Timeout, VcpuCount, VsockConfig, parse_duration,
@@ -151,6 +153,38 @@ flags! {
     }
 }
 
+// The socket of a restored machine's vsock device.
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// Other socket for the vsock device, as with `coracle run --vsock`
+    #[arg(long, value_name = "UDS")]
+    vsock: Option<PerFork<VsockConfig>>,
+}
+
+impl SocketArgs {
+    pub(crate) const OPTION: &str = "--vsock";
+    pub(crate) const KIND: &str = "vsock";
+
+    /// Returns the connection for the fork with this index, if one was given.
+    pub(crate) fn of(&self, index: Option<usize>) -> Option<VsockConfig> {
+        self.vsock.as_ref().map(|vsock| vsock.of(index))
+    }
+
+    /// Returns the text of a socket that all forks would share.
+    pub(crate) fn shared(&self) -> Option<&str> {
+        let vsock = self.vsock.as_ref()?;
+        (vsock.of(Some(0)).uds.is_some() && !vsock.differs()).then(|| vsock.text())
+    }
+
+    /// Connects the device of the fork with this index.
+    pub(crate) fn connect(&self, fork: Fork, index: Option<usize>) -> Fork {
+        match self.of(index) {
+            Some(vsock) => fork.vsock(vsock),
+            None => fork,
+        }
+    }
+}
+
 /// The setting that a flag gives; `None` if the flag was not given.
 trait Given<T> {
     fn given(&self) -> Option<T>;
@@ -174,7 +208,7 @@ impl Given<bool> for bool {
     }
 }
 
-fn accel_values() -> impl TypedValueParser<Value = Accel> {
+pub(super) fn accel_values() -> impl TypedValueParser<Value = Accel> {
     let values = [
         PossibleValue::new("auto")
             .help("Hardware KVM; without it, an emulated host for Linux images, with a message"),

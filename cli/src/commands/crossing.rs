@@ -10,7 +10,9 @@ use std::{fs, io, iter};
 use coracle::VmBuilder;
 use coracle::command::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
 use coracle::command::signal_name;
-use coracle::config::{CpuModel, DiskAccess, MemorySize, NetConfig, RootAccess, SerialConfig, VmConfig};
+use coracle::config::{
+    CpuModel, DiskAccess, DiskConfig, MemorySize, NetConfig, RootAccess, SerialConfig, VmConfig, VsockConfig,
+};
 use coracle::exit_code;
 use coracle::host::EmulatedHostError;
 use coracle_arch::regular_file;
@@ -57,7 +59,7 @@ impl Crossing {
     /// The machine uses something that is not available, or not available on an emulated host.
     pub(super) fn add(&mut self, builder: &VmBuilder) -> Result<(), Failure> {
         let config = builder.config();
-        refuse_what_does_not_cross(config)?;
+        refuse_ends(&config.nets, config.vsock.as_ref(), &config.serial)?;
         self.check_cpus(config)?;
         self.largest = self.largest.max(Some(config.memory.size()));
         builder.check_devices().map_err(|error| Failure::of(&error))?;
@@ -70,9 +72,7 @@ impl Crossing {
             self.add_read("the module loader ", guest_data::find(GuestData::Agent).ok());
         }
         self.add_read("--root ", config.root.iter().map(|root| &root.path));
-        self.add_read("--disk ", config.disks.iter().map(|disk| &disk.path));
-        let disks = config.disks.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
-        self.add_changed(disks.map(|disk| &disk.path));
+        self.add_disks(&config.disks);
         let root = config.root.iter().filter(|root| root.access == RootAccess::Image);
         self.add_changed(root.map(|root| &root.path));
         if let CpuModel::Template(path) = &config.cpu {
@@ -82,6 +82,36 @@ impl Crossing {
             self.add_written("--serial file=", [&file.path]);
         }
         Ok(())
+    }
+
+    /// Adds the disks of a machine that goes on from a snapshot, and the file of its console, as far as they
+    /// cross.
+    ///
+    /// # Errors
+    /// A device has an end on this host that a guest on another host cannot have.
+    pub(super) fn add_ends(
+        &mut self,
+        disks: &[DiskConfig],
+        (nets, vsock): (&[NetConfig], Option<&VsockConfig>),
+        serial: Option<&SerialConfig>,
+    ) -> Result<(), Failure> {
+        refuse_ends(nets, vsock, serial.unwrap_or(&SerialConfig::Null))?;
+        self.add_disks(disks);
+        if let Some(SerialConfig::File(file)) = serial {
+            self.add_written("--serial file=", [&file.path]);
+        }
+        Ok(())
+    }
+
+    fn add_disks(&mut self, disks: &[DiskConfig]) {
+        self.add_read("--disk ", disks.iter().map(|disk| &disk.path));
+        let written = disks.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
+        self.add_changed(written.map(|disk| &disk.path));
+    }
+
+    /// Sets the memory of the guest, or of all guests together.
+    pub(super) fn memory(&mut self, size: MemorySize) {
+        self.largest = self.largest.max(Some(size));
     }
 
     /// Adds files that the command reads, and directories that it reads or writes. Messages put `option`
@@ -283,17 +313,21 @@ impl NamedFile {
 }
 
 /// Refuses connections to this host that a guest on another host cannot have.
-fn refuse_what_does_not_cross(config: &VmConfig) -> Result<(), Failure> {
+fn refuse_ends(
+    nets: &[NetConfig],
+    vsock: Option<&VsockConfig>,
+    serial: &SerialConfig,
+) -> Result<(), Failure> {
     const WHY: &str = "an emulated host cannot reach this host's taps, sockets and terminals";
-    if let Some(NetConfig { end, .. }) = config.nets.first() {
+    if let Some(NetConfig { end, .. }) = nets.first() {
         return Err(Failure::usage(format!(
             "--net {end}: {WHY}; `coracle host-emulate` can run a command that sets up its network there"
         )));
     }
-    if let Some(vsock) = config.vsock.as_ref().filter(|vsock| vsock.uds.is_some()) {
+    if let Some(vsock) = vsock.filter(|vsock| vsock.uds.is_some()) {
         return Err(Failure::usage(format!("--vsock {vsock}: {WHY}")));
     }
-    match &config.serial {
+    match serial {
         serial @ (SerialConfig::Pty | SerialConfig::Socket(_)) => {
             Err(Failure::usage(format!("--serial {serial}: {WHY}")))
         }

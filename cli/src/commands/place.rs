@@ -37,6 +37,24 @@ pub(super) fn place(accel: Accel, kernel: Option<&KernelImage>) -> Place {
     Place::EmulatedHost { because: Some(because) }
 }
 
+/// Decides where a machine goes on that was saved on KVM of this kind, if that is known.
+pub(super) fn place_of_snapshot(accel: Accel, saved: Option<&str>) -> Place {
+    let own = host::kvm_module();
+    match accel {
+        Accel::Kvm => return Place::Here,
+        Accel::Emulate if on_emulated_host() => return Place::Here,
+        Accel::Emulate => return Place::EmulatedHost { because: None },
+        Accel::Auto => {}
+    }
+    let (Some(saved), false) = (saved, on_emulated_host()) else { return Place::Here };
+    if own == Some(saved) || matches!(KvmKind::probe(), KvmKind::Hardware { .. }) {
+        return Place::Here;
+    }
+    let own = own.map_or("has none".to_owned(), |own| format!("is {own}"));
+    let because = format!("the snapshot needs KVM of the kind {saved}, and that of this host {own}");
+    Place::EmulatedHost { because: Some(because) }
+}
+
 /// The line that says where the guest runs, and what that means for its isolation.
 pub(super) fn on_emulated_host_because(because: &str) -> String {
     format!("running on an emulated host, which is not a boundary against a hostile guest: {because}")

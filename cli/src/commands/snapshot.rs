@@ -13,6 +13,10 @@ pub(crate) fn run(command: &SnapshotCommand) -> u8 {
         SnapshotCommand::Info { snapshot } => {
             snapshot::info(snapshot).map(|info| serde_json::to_string_pretty(&info).unwrap_or_default())
         }
+        SnapshotCommand::Merge { snapshot, merged, parents } => {
+            let written = snapshot::merge(snapshot, parents, merged).and_then(|()| snapshot::info(merged));
+            written.map(|info| summary(&info))
+        }
         SnapshotCommand::Check { snapshot } => snapshot::check(snapshot).map(|info| summary(&info)),
     };
     match text {

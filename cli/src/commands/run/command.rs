@@ -1,6 +1,7 @@
 //! `coracle run -- COMMAND`: a machine for a single command, with this process's streams, terminal, signals
 //! and exit code.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coracle::agent::{AgentError, Exec, ExecInput, ExecStatus, Process, WindowSize};
+use coracle::agent::{AgentError, Exec, ExecError, ExecInput, ExecStatus, Process, WindowSize};
 use coracle::command::{RawTerminal, standard_input, terminal_size};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
 use coracle::outcome::{Ending, HostFailure, Outcome};
@@ -90,13 +91,39 @@ pub(crate) fn outcome(
     let booted_in = is_ready.is_ok().then(|| entered.elapsed());
     let run = match is_ready.and_then(|()| network_up(&vm, &signals, args)) {
         Ok(()) => {
-            let raw_mode = if has_terminal { RawTerminal::enter(standard_input()) } else { Ok(None) };
-            let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
-            attend(&vm, &signals, exec(&vm, args, limit, has_terminal), limit)?
+            snapshots.wait_branch_point(vm.handle());
+            let mut exec = exec(&vm, &args.command, &args.surroundings, has_terminal);
+            if let Some(limit) = limit {
+                exec = exec.timeout(limit);
+            }
+            serve(&vm, &signals, has_terminal, (|| exec.spawn(), limit))?
         }
         Err(ending) => Run { ending, ..Run::default() },
     };
     let grace = if keeps_disks(config) { Grace::default() } else { Grace::NONE };
+    let machine = end(vm, &run, grace);
+    let times = run.times(entered, booted_in, machine.times);
+    Ok(Outcome { times, ..run.outcome(machine) })
+}
+
+/// Starts the command, or takes it up, and runs it to its end, for at most the limit, with our streams,
+/// terminal and signals.
+///
+/// # Errors
+/// Our terminal, standard output or standard error cannot be used.
+pub(in crate::commands) fn serve(
+    vm: &Vm,
+    signals: &Blocked,
+    has_terminal: bool,
+    command: (impl FnOnce() -> Result<Process, ExecError> + Send, Option<Duration>),
+) -> Result<Run, Failure> {
+    let raw_mode = if has_terminal { RawTerminal::enter(standard_input()) } else { Ok(None) };
+    let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
+    attend(vm, signals, command)
+}
+
+/// Ends a machine whose command has ended, with `grace` to power off, and returns its outcome.
+pub(in crate::commands) fn end(vm: Vm, run: &Run, grace: Grace) -> Outcome {
     let machine = match run.ending {
         None => vm.wait(),
         Some(Ending::Signalled { signal }) => {
@@ -106,8 +133,7 @@ pub(crate) fn outcome(
         Some(_) => vm.stop(grace),
     };
     close(vm);
-    let times = run.times(entered, booted_in, machine.times);
-    Ok(Outcome { times, ..run.outcome(machine) })
+    machine
 }
 
 /// Waits for the agent. The error is the ending of the run; `None` if the machine ended by itself.
@@ -167,12 +193,15 @@ fn hearing_signals<T: Send>(
     })
 }
 
-fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool) -> Exec {
-    let exec = vm.exec(args.command.iter().cloned()).stdin(ExecInput::Piped);
-    let mut exec = surrounded(exec, &args.surroundings);
-    if let Some(limit) = limit {
-        exec = exec.timeout(limit);
-    }
+/// Prepares a command with our streams and terminal.
+pub(in crate::commands) fn exec(
+    vm: &Vm,
+    command: &[OsString],
+    surroundings: &Surroundings,
+    has_terminal: bool,
+) -> Exec {
+    let exec = vm.exec(command.iter().cloned()).stdin(ExecInput::Piped);
+    let mut exec = surrounded(exec, surroundings);
     if has_terminal {
         exec = exec.tty(window_size());
         if let Some(terminal) = std::env::var_os("TERM") {
@@ -200,12 +229,16 @@ pub(crate) fn surrounded(mut exec: Exec, surroundings: &Surroundings) -> Exec {
 ///
 /// # Errors
 /// Our standard output or standard error cannot be used.
-fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Result<Run, Failure> {
+fn attend(
+    vm: &Vm,
+    signals: &Blocked,
+    (start, limit): (impl FnOnce() -> Result<Process, ExecError> + Send, Option<Duration>),
+) -> Result<Run, Failure> {
     let deadline = limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)));
     let sinks = [OutputFile::stdout(), OutputFile::stderr()];
     let [stdout, stderr] = sinks.map(|sink| sink.map_err(|error| Failure::of(&error)));
     let (stdout, stderr) = (stdout?, stderr?);
-    let mut process = match hearing_signals(vm, signals, || exec.spawn()) {
+    let mut process = match hearing_signals(vm, signals, start) {
         Ok(Ok(process)) => process,
         Ok(Err(error)) => return Ok(Run { ending: of_error(&error), ..Run::default() }),
         Err(ending) => return Ok(Run { ending, ..Run::default() }),
@@ -310,7 +343,7 @@ fn is_for_command(signal: i32) -> bool {
     asks || matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGCONT)
 }
 
-fn window_size() -> WindowSize {
+pub(in crate::commands) fn window_size() -> WindowSize {
     let size = terminal_size(io::stdout().as_fd());
     size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize {
         rows: size.rows,

@@ -11,16 +11,16 @@ use crate::commands::chain;
 
 /// The known facts about the command.
 #[derive(Default)]
-pub(super) struct Run {
+pub(in crate::commands) struct Run {
     /// The ending of the run; `None` if the machine ended by itself.
-    pub(super) ending: Option<Ending>,
-    pub(super) was_started: bool,
+    pub(in crate::commands) ending: Option<Ending>,
+    pub(in crate::commands) was_started: bool,
     /// How the command ended.
-    pub(super) status: Option<ExecStatus>,
+    pub(in crate::commands) status: Option<ExecStatus>,
     /// Why a part of its output could not be delivered.
-    pub(super) lost: Option<HostFailure>,
+    pub(in crate::commands) lost: Option<HostFailure>,
     /// When the command was started, and how long it took.
-    pub(super) command: Option<(Instant, Duration)>,
+    pub(in crate::commands) command: Option<(Instant, Duration)>,
 }
 
 impl Run {
@@ -38,7 +38,7 @@ impl Run {
 
     /// Turns the machine's outcome into that of a machine for a command. A failure of the host takes
     /// precedence.
-    pub(super) fn outcome(self, machine: Outcome) -> Outcome {
+    pub(in crate::commands) fn outcome(self, machine: Outcome) -> Outcome {
         let ending = match (machine.ending, self.lost, self.ending) {
             (failed @ Ending::HostFailed { .. }, _, _) => failed,
             (_, Some(reason), _) => Ending::HostFailed { reason },

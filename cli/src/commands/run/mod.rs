@@ -15,7 +15,7 @@ use coracle_image::guest_data;
 use serde::Serialize;
 
 use self::signals::Blocked;
-use self::snapshots::Snapshots;
+use self::snapshots::{OnReady, Snapshots};
 use self::watch::Watch;
 use super::crossing::Crossing;
 use super::place::{Place, place};
@@ -102,7 +102,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
         return Err(Failure::usage("--ip: this machine has no network card; add --net"));
     }
     let builder = VmBuilder::new(config).open_files().map_err(|error| Failure::of(&error))?;
-    let snapshots = Snapshots::to(args.snapshot_on_signal.clone())?;
+    let snapshots = snapshots(args)?;
     match place(raw.accel.unwrap_or_default(), builder.kernel_image()) {
         Place::Here if has_command => command::run(raw, &builder, &args.command, (signals, watch, snapshots)),
         Place::Here => run_here(raw, builder, (signals, watch, snapshots)),
@@ -115,12 +115,20 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);
             crossing.add_snapshot("--snapshot-on-signal ", args.snapshot_on_signal.as_deref());
+            crossing.add_snapshot("--snapshot-on-ready ", args.snapshot_on_ready.as_deref());
             if has_command {
                 crossing.for_command(raw.outcome.as_deref());
             }
             crossing.run(Some(watch))
         }
     }
+}
+
+fn snapshots(args: &RunArgs) -> Result<Snapshots, Failure> {
+    // Whoever chooses the command's user lets it ask.
+    let any_user = args.command.surroundings.user.is_some();
+    let on_ready = args.snapshot_on_ready.clone().map(|folder| OnReady { folder, any_user });
+    Snapshots::new(args.snapshot_on_signal.clone(), on_ready)
 }
 
 fn run_here(

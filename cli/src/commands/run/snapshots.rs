@@ -1,11 +1,13 @@
-//! `--snapshot-on-signal`: SIGUSR1 writes a snapshot of the machine.
+//! `--snapshot-on-signal`: SIGUSR1 writes a snapshot of the machine. `--snapshot-on-ready`: the guest's
+//! workload asks for one.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use coracle::agent::AgentError;
 use coracle::outcome::Seconds;
 use coracle::{VmHandle, exit_code, snapshot};
 
@@ -14,38 +16,105 @@ use super::watch::Watch;
 use crate::commands::settings::Failure;
 use crate::commands::{chain, say};
 
-/// The meaning of SIGUSR1 in a run: that of any signal, or a snapshot.
+/// The snapshots that a run writes.
 #[derive(Default)]
 pub(crate) struct Snapshots {
-    folder: Option<PathBuf>,
+    on_signal: Option<PathBuf>,
+    on_ready: Option<OnReady>,
     taker: OnceCell<Arc<SnapshotOnSignal>>,
+    at_branch_point: OnceCell<JoinHandle<AtBranchPoint>>,
+}
+
+/// The request for a snapshot at a branch point.
+pub(crate) struct OnReady {
+    pub(crate) folder: PathBuf,
+    /// Whether a process of any user may ask for it, and not only one of root.
+    pub(crate) any_user: bool,
 }
 
 impl Snapshots {
-    /// Checks that snapshots can be written to `folder`.
+    /// Checks that the snapshots can be written.
     ///
     /// # Errors
     /// The reason why not.
-    pub(crate) fn to(folder: Option<PathBuf>) -> Result<Snapshots, Failure> {
-        let checked = folder.as_ref().map_or(Ok(()), snapshot::check_free);
-        checked.map_err(|error| Failure::usage(format!("--snapshot-on-signal: {}", chain(&error))))?;
-        Ok(Snapshots { folder, taker: OnceCell::new() })
+    pub(crate) fn new(on_signal: Option<PathBuf>, on_ready: Option<OnReady>) -> Result<Snapshots, Failure> {
+        let ready = on_ready.as_ref().map(|ready| ("--snapshot-on-ready", &ready.folder));
+        for (option, folder) in on_signal.iter().map(|folder| (ON_SIGNAL, folder)).chain(ready) {
+            let checked = snapshot::check_free(folder);
+            checked.map_err(|error| Failure::usage(format!("{option}: {}", chain(&error))))?;
+        }
+        Ok(Snapshots { on_signal, on_ready, ..Snapshots::default() })
     }
 
     /// Takes SIGUSR1 from `signals` for snapshots of `vm`.
     pub(super) fn attach(&self, signals: &Blocked, vm: VmHandle) {
-        if let Some(folder) = self.folder.clone() {
+        if let Some(folder) = self.on_signal.clone() {
             let taker = Arc::new(SnapshotOnSignal { vm, folder, state: Mutex::default() });
             signals.on_usr1(taker.clone());
             let _ = self.taker.set(taker);
         }
     }
 
+    /// Waits, on a thread of its own, for the workload of `vm` to ask for a snapshot. The guest's agent is
+    /// ready.
+    pub(super) fn wait_branch_point(&self, vm: VmHandle) {
+        let Some(OnReady { folder, any_user }) = &self.on_ready else { return };
+        let (folder, any_user) = (folder.clone(), *any_user);
+        let thread = Builder::new().name("snapshot-ready".into());
+        match thread.spawn(move || at_branch_point(&vm, &folder, any_user)) {
+            Ok(waiting) => drop(self.at_branch_point.set(waiting)),
+            Err(error) => say(&format!("--snapshot-on-ready: cannot start a thread: {error}")),
+        }
+    }
+
     /// Waits until the snapshot that is being written is complete; a signal ends the process meanwhile.
-    /// Returns `code`, or the code for bad usage if it is 0 and the last snapshot could not be written.
-    pub(super) fn finish(&self, code: u8) -> u8 {
+    /// Returns `code`, or the code for bad usage if it is 0 and the last snapshot could not be written, or
+    /// none was asked for at a branch point.
+    pub(super) fn finish(self, code: u8) -> u8 {
         let has_failed = self.taker.get().is_some_and(|taker| taker.finish());
-        if code == 0 && has_failed { exit_code::BAD_USAGE } else { code }
+        let is_missing =
+            self.on_ready.is_some() && !self.at_branch_point.into_inner().is_some_and(is_written);
+        if code == 0 && (has_failed || is_missing) { exit_code::BAD_USAGE } else { code }
+    }
+}
+
+/// The end of the wait for a branch point.
+enum AtBranchPoint {
+    Written,
+    /// This has been reported.
+    NotWritten,
+    NotReached(AgentError),
+}
+
+/// Waits until the machine has ended, and tells if it had no snapshot at a branch point.
+fn is_written(waiting: JoinHandle<AtBranchPoint>) -> bool {
+    let _watch = Watch::report().ok();
+    match waiting.join() {
+        Ok(AtBranchPoint::Written) => return true,
+        Ok(AtBranchPoint::NotReached(AgentError::MachineEnded { .. })) => {
+            say(
+                "--snapshot-on-ready: no snapshot was written: the machine ended before its command had called \
+                 `coracle-agent branch-here`",
+            );
+        }
+        Ok(AtBranchPoint::NotReached(error)) => {
+            say(&format!("--snapshot-on-ready: no snapshot was written: {}", chain(&error)));
+        }
+        Ok(AtBranchPoint::NotWritten) | Err(_) => {}
+    }
+    false
+}
+
+fn at_branch_point(vm: &VmHandle, folder: &Path, any_user: bool) -> AtBranchPoint {
+    let reached = vm.agent().and_then(|agent| match any_user {
+        true => agent.wait_branch_point_of_any_user(Duration::MAX),
+        false => agent.wait_branch_point(Duration::MAX),
+    });
+    match reached {
+        // The process goes on when this is dropped.
+        Ok(_point) if write(vm, folder) => AtBranchPoint::Written,
+        Ok(_point) => AtBranchPoint::NotWritten,
+        Err(error) => AtBranchPoint::NotReached(error),
     }
 }
 
@@ -129,3 +198,5 @@ fn write(vm: &VmHandle, folder: &Path) -> bool {
     }
     written.is_ok()
 }
+
+const ON_SIGNAL: &str = "--snapshot-on-signal";

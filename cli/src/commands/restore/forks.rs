@@ -1,0 +1,166 @@
+//! `coracle restore --fork`: many machines that go on from one snapshot.
+
+use std::io::{self, Write};
+use std::thread;
+
+use coracle::agent::{ExecInput, Process};
+use coracle::outcome::{Outcome, Seconds};
+use coracle::{Template, Vm, VmHandle};
+
+use super::Work;
+use super::command::Command;
+use super::devices::Ends;
+use super::failure::failure;
+use super::settings_of;
+use crate::arguments::RestoreArgs;
+use crate::commands::run::command::TURN;
+use crate::commands::run::command_ending::{Run, ending_of, of_error};
+use crate::commands::run::copying::{Copying, OutputFile, Rest};
+use crate::commands::run::report_all;
+use crate::commands::run::signals::Blocked;
+use crate::commands::run::watch::Watch;
+use crate::commands::say;
+use crate::commands::settings::Failure;
+
+/// Starts `count` machines, whose output is on the standard streams, and waits for all of them.
+pub(super) fn run(
+    args: &RestoreArgs,
+    (count, ends, work): (usize, &Ends<'_>, Work),
+    (signals, watch): (&Blocked, Watch),
+) -> Result<u8, Failure> {
+    let template = match &args.parents {
+        Some(parents) => Template::load_over(&args.snapshot, parents),
+        None => Template::load(&args.snapshot),
+    };
+    let template = template.map_err(|error| failure(&error))?;
+    let forks = template.fork(count, |index, fork| {
+        let fork = settings_of(ends.connect(fork, Some(index)), args, Some(index));
+        match work {
+            Work::Machine => fork.console_writer(Prefixed::new(index, OutputFile::stdout)),
+            Work::Command => fork,
+        }
+    });
+    let forks = forks.map_err(|error| failure(&error))?;
+    drop(watch);
+    let outcomes = match work {
+        Work::Machine => {
+            wait_all(&forks, signals)?;
+            forks.iter().map(Vm::wait).collect()
+        }
+        Work::Command => run_commands(args, &forks, signals)?,
+    };
+    drop(forks);
+    for (index, outcome) in outcomes.iter().enumerate() {
+        say(&format!("fork {index}: {} ({})", outcome.reason(), Seconds(outcome.duration)));
+        outcome.explanation(false).iter().for_each(|line| say(line));
+    }
+    let code = outcomes.iter().map(Outcome::exit_code).find(|code| *code != 0).unwrap_or(0);
+    Ok(report_all(args.outcome.as_deref(), &outcomes, code))
+}
+
+fn wait_all(forks: &[Vm], signals: &Blocked) -> Result<(), Failure> {
+    let handles: Vec<VmHandle> = forks.iter().map(Vm::handle).collect();
+    signals.wait_all(&handles).map_err(|error| Failure::of(&error))
+}
+
+/// Runs a command in each fork, on a thread for each, and ends the fork with it.
+fn run_commands(args: &RestoreArgs, forks: &[Vm], signals: &Blocked) -> Result<Vec<Outcome>, Failure> {
+    thread::scope(|scope| {
+        let threads = forks.iter().enumerate().map(|(index, vm)| {
+            scope.spawn(move || {
+                let run = run_command(args, index, vm);
+                if run.ending.is_some() {
+                    vm.handle().stop();
+                }
+                run
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        wait_all(forks, signals)?;
+        let runs = threads.into_iter().map(|thread| thread.join().unwrap_or_default());
+        Ok(runs.zip(forks).map(|(run, vm)| run.outcome(vm.wait())).collect())
+    })
+}
+
+/// Runs the command of one fork to its end, and delivers its output.
+fn run_command(args: &RestoreArgs, index: usize, vm: &Vm) -> Run {
+    let started = Command::of(args, vm).and_then(|command| command.start(args, vm, (ExecInput::None, false)));
+    match started {
+        Ok(Some(process)) => attend(index, process),
+        // The fork goes on as a machine.
+        Ok(None) => Run::default(),
+        Err(error) => Run { ending: of_error(&error), ..Run::default() },
+    }
+}
+
+fn attend(index: usize, mut process: Process) -> Run {
+    drop(process.stdin.take());
+    let outputs = [
+        process.stdout.take().map(|output| Copying::start(output, Prefixed::new(index, OutputFile::stdout))),
+        process.stderr.take().map(|output| Copying::start(output, Prefixed::new(index, OutputFile::stderr))),
+    ];
+    let (ending, status) = match process.wait() {
+        Ok(status) => (Some(ending_of(status)), Some(status)),
+        Err(error) => (of_error(&error), None),
+    };
+    let mut rest = Rest::new();
+    while !rest.is_over(&outputs) {
+        thread::sleep(TURN);
+    }
+    Run { ending, was_started: true, status, ..Run::default() }
+}
+
+/// Writes the output of one machine among many: whole lines, each after the same prefix.
+struct Prefixed {
+    prefix: String,
+    line: Vec<u8>,
+    to: fn() -> io::Result<OutputFile>,
+}
+
+impl Prefixed {
+    fn new(index: usize, to: fn() -> io::Result<OutputFile>) -> Prefixed {
+        let prefix = format!("{index}: ");
+        Prefixed { line: prefix.clone().into_bytes(), prefix, to }
+    }
+
+    fn end_line(&mut self) -> io::Result<()> {
+        self.line.push(b'\n');
+        let written = (self.to)().and_then(|mut to| to.write_all(&self.line));
+        self.line.clear();
+        self.line.extend_from_slice(self.prefix.as_bytes());
+        written
+    }
+}
+
+impl Write for Prefixed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            match byte {
+                b'\r' => {}
+                b'\n' => self.end_line()?,
+                _ if self.line.len() >= MAX_LINE => {
+                    self.end_line()?;
+                    self.line.push(*byte);
+                }
+                _ => self.line.push(*byte),
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Prefixed {
+    fn drop(&mut self) {
+        if self.line.len() > self.prefix.len() {
+            // There is nobody left to tell if it fails.
+            let _ = self.end_line();
+        }
+    }
+}
+
+/// A longer line is written in pieces.
+const MAX_LINE: usize = 4 << 10;
