@@ -98,7 +98,7 @@ pub mod command {
 /// Parts of the library that fuzz targets drive without a machine. They are not an interface either.
 #[doc(hidden)]
 pub mod fuzzing {
-    pub use crate::vm::{LegacyPlatform, read_manifest, read_state};
+    pub use crate::vm::{LegacyPlatform, read_manifest, read_state, show_state};
 }
 
 /// Finding the files of the default guest, which come with Coracle.

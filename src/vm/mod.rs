@@ -54,7 +54,7 @@ pub use registers::RegistersError;
 use shared::Shared;
 pub use snapshot::{
     Fork, GuestTime, RecordedDevice, Restore, SnapshotError, SnapshotInfo, Template, check, check_free, info,
-    merge, read_manifest, read_state,
+    merge, read_manifest, read_state, show_state,
 };
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};

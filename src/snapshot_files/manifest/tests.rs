@@ -75,6 +75,7 @@ fn layout_is_that_of_format_1() {
             "ends_when_halted",
             "virtio_console",
             "serial",
+            "agent",
             "kernel",
             "cmdline",
             "state",

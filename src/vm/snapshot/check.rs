@@ -5,14 +5,15 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use coracle_arch::x86_64::layout::VirtioMmio;
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink};
 use coracle_devices::irq::{MsiMessage, MsiSink};
-use coracle_devices::state::SavedState;
 use serde::Serialize;
 
 use super::restore::Own;
 use super::sections::RamContent;
+use super::state::MachineState;
 use super::{SnapshotError, virtio};
 use crate::memory::{FrozenRam, FrozenRegion};
 use crate::snapshot_files::{
@@ -87,7 +88,7 @@ pub fn info(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
 pub fn check(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
     let path = path.as_ref();
     let Own { path: _, manifest, state, content, memory, disks, stored_bytes } = Own::open(path)?;
-    check_legacy(path, &state.machine.legacy)?;
+    check_legacy(path, &state.machine)?;
     let mut config = manifest.machine.config().map_err(|error| At(path).manifest(error))?;
     let bytes = config.memory.bytes();
     let file = memory.try_clone().map_err(At(path).read("memory"))?;
@@ -111,12 +112,15 @@ fn in_file(region: &FrozenRegion) -> impl Iterator<Item = Range<u64>> {
 }
 
 /// Checks the states of the legacy devices, as a restore does.
-pub(super) fn check_legacy(path: &Path, states: &[(String, SavedState)]) -> Result<(), SnapshotError> {
+pub(super) fn check_legacy(path: &Path, machine: &MachineState) -> Result<(), SnapshotError> {
     let nobody = Arc::new(Nobody);
+    let states = &machine.legacy;
+    // The I/O APIC has an input for each virtio device.
+    let last_gsi = (0..machine.virtio.len()).filter_map(VirtioMmio::nth).map(|place| place.gsi).max();
     let has_second = states.iter().any(|(name, _)| name == SECOND_PORT);
     let second = has_second.then(|| ConsoleBuffer::new(CONSOLE_CAPACITY).map(Arc::new)).transpose();
     let second = second.map_err(thread_error("the second serial port"))?;
-    let platform = Platform::new(nobody.clone(), nobody, [], None, CONSOLE_CAPACITY, second.as_ref());
+    let platform = Platform::new(nobody.clone(), nobody, [], last_gsi, CONSOLE_CAPACITY, second.as_ref());
     let restored = platform.map_err(BuildError::from)?.restore(states);
     Ok(restored.map_err(|error| At(path).state(StateFileError::content("legacy", error)))?)
 }

@@ -38,7 +38,7 @@ mod virtio;
 
 use std::sync::Arc;
 
-pub use alone::{read_manifest, read_state};
+pub use alone::{read_manifest, read_state, show_state};
 pub use check::{RecordedDevice, SnapshotInfo, check, info};
 pub use error::SnapshotError;
 pub use fork::Fork;

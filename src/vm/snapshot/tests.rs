@@ -134,10 +134,10 @@ fn values_that_no_machine_has_are_refused_by_section_and_field() {
     assert_eq!(many, "section `legacy` has 90003 bytes, and at most 65536 are possible; it is damaged");
     // The devices check theirs.
     let mut loaded = Loaded::open(&path, None).unwrap();
-    let legacy = &mut loaded.state.machine.legacy;
-    assert!(check::check_legacy(&path, legacy).is_ok());
-    legacy.pop();
-    let error = check::check_legacy(&path, legacy).unwrap_err().to_string();
+    let machine = &mut loaded.state.machine;
+    assert!(check::check_legacy(&path, machine).is_ok());
+    machine.legacy.pop();
+    let error = check::check_legacy(&path, machine).unwrap_err().to_string();
     let expected =
         format!("snapshot {}: state: section `legacy`: the state of I/O APIC is missing", path.display());
     assert!(error.starts_with(&expected), "{error}");

@@ -31,11 +31,11 @@ pub struct Machine {
 
 /// A stopped guest, from which others go on.
 pub struct Template {
-    kvm: Kvm,
-    cpuid: CpuId,
-    state: State,
-    file: File,
-    bytes: usize,
+    pub(crate) kvm: Kvm,
+    pub(crate) cpuid: CpuId,
+    pub(crate) state: State,
+    pub(crate) file: File,
+    pub(crate) bytes: usize,
 }
 
 /// A guest that goes on from a template.
@@ -51,17 +51,17 @@ struct Guest {
 }
 
 /// The state of a guest apart from its memory.
-struct State {
-    clock: kvm_clock_data,
-    sregs: kvm_sregs,
-    xcrs: kvm_xcrs,
-    xsave: kvm_xsave,
-    lapic: kvm_lapic_state,
-    msrs: Msrs,
-    regs: kvm_regs,
-    debug: kvm_debugregs,
-    events: kvm_vcpu_events,
-    mp: kvm_mp_state,
+pub(crate) struct State {
+    pub(crate) clock: kvm_clock_data,
+    pub(crate) sregs: kvm_sregs,
+    pub(crate) xcrs: kvm_xcrs,
+    pub(crate) xsave: kvm_xsave,
+    pub(crate) lapic: kvm_lapic_state,
+    pub(crate) msrs: Msrs,
+    pub(crate) regs: kvm_regs,
+    pub(crate) debug: kvm_debugregs,
+    pub(crate) events: kvm_vcpu_events,
+    pub(crate) mp: kvm_mp_state,
 }
 
 impl Machine {
@@ -313,6 +313,11 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(template.fork().unwrap().run_to_byte().unwrap(), b'.');
             }
+            let folder = path.with_extension("template");
+            std::fs::create_dir(&folder).unwrap();
+            template.save_to(&folder, &[(1 << 20, 9 << 20)]).unwrap();
+            assert_eq!(Template::open(&folder).unwrap().fork().unwrap().run_to_byte().unwrap(), b'.');
+            std::fs::remove_dir_all(folder).unwrap();
         }
         std::fs::remove_file(path).unwrap();
     }

@@ -4,6 +4,7 @@
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod files;
 pub mod forks;
 pub mod guest;
 pub mod payload;

@@ -2,6 +2,8 @@
 //! nothing else: no options, no devices but a serial port that only prints, no threads, no signals, no clean
 //! end. `cargo xtask bench peers` shows its times and memory as the floor of each row.
 //!
+//! `kvm-floor restore FOLDER`: lets a guest go on from the files of a template until it prints a byte.
+//!
 //! The start of Rust's standard library is part of the floor, as it is of each monitor in Rust: some 0.1 ms.
 //! The guest's interrupt controllers are Coracle's: local APICs in KVM, nothing else.
 
@@ -11,8 +13,10 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::process::ExitCode;
 
+use coracle_floor::forks::Template;
 use coracle_floor::guest::{Ram, SERIAL, create_local_apics, enter_protected_mode};
 use coracle_floor::payload;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
@@ -30,12 +34,17 @@ fn main() -> ExitCode {
 
 /// Runs the guest to its end and returns its code.
 fn run(mut arguments: impl Iterator<Item = OsString>, console: &mut impl Write) -> io::Result<u8> {
-    let usage = || io::Error::other("the arguments are MIB PAYLOAD");
-    let mib: usize = arguments
-        .next()
-        .and_then(|mib| mib.to_str()?.parse().ok())
-        .filter(|mib| *mib > 1)
-        .ok_or_else(usage)?;
+    let usage = || io::Error::other("the arguments are MIB PAYLOAD, or restore FOLDER");
+    let first = arguments.next();
+    if first.as_ref().is_some_and(|word| word == "restore") {
+        let template = Template::open(Path::new(&arguments.next().ok_or_else(usage)?))?;
+        // It stays to the end of the process, as everything does.
+        let mut fork = ManuallyDrop::new(template.fork()?);
+        flush(console, &mut vec![fork.run_to_byte()?])?;
+        return Ok(0);
+    }
+    let mib: usize =
+        first.and_then(|mib| mib.to_str()?.parse().ok()).filter(|mib| *mib > 1).ok_or_else(usage)?;
     let mut file = File::open(arguments.next().ok_or_else(usage)?)?;
 
     let kvm = Kvm::new()?;
@@ -112,8 +121,8 @@ mod tests {
     fn arguments_that_it_does_not_take_are_an_error_with_the_reason() {
         for (arguments, reason) in [
             (vec!["128", "/no/such/file"], "No such file"),
-            (vec!["much", "/dev/null"], "the arguments are MIB PAYLOAD"),
-            (vec!["128"], "the arguments are MIB PAYLOAD"),
+            (vec!["much", "/dev/null"], "the arguments are MIB PAYLOAD, or restore FOLDER"),
+            (vec!["128"], "the arguments are MIB PAYLOAD, or restore FOLDER"),
         ] {
             let error = run(arguments.iter().map(OsString::from), &mut Vec::new()).unwrap_err().to_string();
             assert!(error.contains(reason), "{arguments:?}: {error}");

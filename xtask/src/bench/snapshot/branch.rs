@@ -47,13 +47,13 @@ pub(super) fn branches(part: &SnapshotPart) -> Result<Times> {
 }
 
 /// The machine of the guest that writes.
-struct Writer {
-    vm: Vm,
+pub(super) struct Writer {
+    pub(super) vm: Vm,
     pipe: ConsolePipe,
 }
 
 impl Writer {
-    fn start(part: &SnapshotPart) -> Result<Writer> {
+    pub(super) fn start(part: &SnapshotPart) -> Result<Writer> {
         let payload = part.payload.with_file_name(format!("{PAYLOAD}.elf"));
         let mut vm = Vm::builder().kernel(payload).memory_mib(part.mib).console_piped().start()?;
         let pipe = vm.take_console().context("no console")?;
@@ -63,7 +63,7 @@ impl Writer {
     }
 
     /// Lets the guest write to each page of `mib` MiB.
-    fn write(&mut self, mib: u8) -> Result<()> {
+    pub(super) fn write(&mut self, mib: u8) -> Result<()> {
         self.pipe.input.write_all(&[b'w', mib])?;
         self.expect(b'.')
     }

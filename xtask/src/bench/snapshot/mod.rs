@@ -3,10 +3,11 @@
 
 mod branch;
 mod calls;
+mod files;
 mod held;
 mod part;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
@@ -15,6 +16,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::files::Writes;
 pub(super) use self::part::measure_here;
 use self::part::{Crowd, Memory, Times};
 use super::life::write_payload;
@@ -36,6 +38,14 @@ pub(crate) struct SnapshotPart {
     count: usize,
     #[arg(long, default_value_t = 1)]
     rounds: u32,
+    /// The directory for snapshots.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// The static programs whose guests go on from a snapshot.
+    #[arg(long)]
+    coracle: Option<PathBuf>,
+    #[arg(long)]
+    floor: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,6 +58,12 @@ enum What {
     Forks,
     /// Branches of a machine that runs on, with as many MiB written since the last as `count`.
     Branch,
+    /// Processes whose guests go on from a snapshot in files, to the next byte of each.
+    Restore,
+    /// Writing a snapshot of a machine with `count` MiB touched.
+    Write,
+    /// Writing what has changed: a tenth of `count` MiB.
+    Increment,
     /// The memory of each of many forks.
     Memory,
     /// The descriptors and threads of each of many forks, and the time to make all.
@@ -60,8 +76,13 @@ enum What {
 pub(super) fn run(workspace: &Workspace, rounds: u32) -> Result<()> {
     // The program that measures is built for release, as the library is.
     let payloads = workspace.target.join("payloads");
-    let bench =
-        Bench { program: static_build::tasks(workspace)?, payload: write_payload(&payloads, "fork-mark")? };
+    let bench = Bench {
+        program: static_build::tasks(workspace)?,
+        payload: write_payload(&payloads, "fork-mark")?,
+        coracle: static_build::coracle(workspace)?,
+        floor: static_build::floor(workspace)?,
+        folders: Folders { disk: workspace.target.clone(), memory: PathBuf::from("/dev/shm") },
+    };
     write_payload(&payloads, branch::PAYLOAD)?;
     println!(
         "A bare guest with one vCPU and 8 MiB touched, on {} CPUs; {rounds} rounds, Coracle and its floor in turn\n",
@@ -75,6 +96,7 @@ pub(super) fn run(workspace: &Workspace, rounds: u32) -> Result<()> {
         let times: Times = bench.part(what, mib, count, (rounds / share).max(1))?;
         print_times(name, &times, target);
     }
+    print_files(&bench, rounds)?;
     print_memory(&bench)?;
     let crowd: Crowd = bench.part(What::Crowd, SMALL, CROWD, 1)?;
     let Crowd { time, floor, descriptors, threads } = crowd;
@@ -122,6 +144,17 @@ const fn row(
 struct Bench {
     program: PathBuf,
     payload: PathBuf,
+    coracle: PathBuf,
+    floor: PathBuf,
+    folders: Folders,
+}
+
+/// The directories for snapshots.
+struct Folders {
+    /// On the medium of the workspace.
+    disk: PathBuf,
+    /// On a tmpfs, where syncing takes no time.
+    memory: PathBuf,
 }
 
 impl Bench {
@@ -132,6 +165,23 @@ impl Bench {
         command.args(["bench", "part", "snapshot", what.get_name()]).arg(&self.payload);
         command.args(numbers.iter().flat_map(|(name, number)| [(*name).to_owned(), number.to_string()]));
         Ok(command)
+    }
+
+    /// Measures with snapshots in a directory below `folder`.
+    fn files<T: DeserializeOwned>(
+        &self,
+        (what, folder): (What, &Path),
+        (mib, count, rounds): (u64, usize, u32),
+    ) -> Result<T> {
+        let mut command = self.command(what, mib, count, rounds)?;
+        command
+            .arg("--folder")
+            .arg(folder)
+            .arg("--coracle")
+            .arg(&self.coracle)
+            .arg("--floor")
+            .arg(&self.floor);
+        serde_json::from_str(&capture(&mut command)?).with_context(|| format!("the results of {what:?}"))
     }
 
     fn part<T: DeserializeOwned>(&self, what: What, mib: u64, count: usize, rounds: u32) -> Result<T> {
@@ -149,6 +199,29 @@ fn print_times(name: &str, times: &Times, target: &str) {
         .collect();
     let above = ours.median_ms() - floor.median_ms();
     println!("{name:32}{cells}{above:10.3}{target:>9}");
+}
+
+/// Prints the rows of snapshots in files. The floor of a restore is the program `kvm-floor`, and that of writing
+/// is one write and sync of the same bytes.
+fn print_files(bench: &Bench, rounds: u32) -> Result<()> {
+    let Folders { disk, memory } = &bench.folders;
+    let restores = [("exec to next byte, 128 MiB", SMALL, "3.0"), ("exec to next byte, 4 GiB", 4 << 10, "-")];
+    for (name, mib, target) in restores {
+        print_times(name, &bench.files((What::Restore, disk), (mib, 1, rounds))?, target);
+    }
+    let few = (rounds / 4).max(1);
+    let rows =
+        [("write 4 GiB, 64 touched, tmpfs", memory, "100"), ("write 4 GiB, 64 touched, disk", disk, "1.3x")];
+    let mut grown = 0;
+    for (name, folder, target) in rows {
+        let Writes { times, grown_kib } = bench.files((What::Write, folder), (4 << 10, 64, few))?;
+        print_times(name, &times, target);
+        grown = grown.max(grown_kib);
+    }
+    let increment = bench.files((What::Increment, disk), (SMALL, 64, few))?;
+    print_times("increment, 6 of 64 MiB, disk", &increment, "-");
+    println!("\n{:48}{grown:8.1}   target 8192", "growth of the process while it writes, KiB");
+    Ok(())
 }
 
 fn print_memory(bench: &Bench) -> Result<()> {

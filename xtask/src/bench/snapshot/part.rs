@@ -11,6 +11,7 @@ use coracle_floor::forks as floor;
 use serde::{Deserialize, Serialize};
 
 use super::branch::branches;
+use super::files::{increments, restores, writes};
 use super::held::Held;
 use super::{FROZEN, GOES_ON, SnapshotPart, TOUCHED, What, answer};
 use crate::bench::scale::allow_open_files;
@@ -47,6 +48,9 @@ pub(in crate::bench) fn measure_here(part: &SnapshotPart) -> Result<()> {
         What::FreezeMemfd => answer(&freezes(part, MemoryBacking::Memfd)?),
         What::Forks => answer(&forks(part)?),
         What::Branch => answer(&branches(part)?),
+        What::Restore => answer(&restores(part)?),
+        What::Write => answer(&writes(part)?),
+        What::Increment => answer(&increments(part)?),
         What::Memory => answer(&memory(part)?),
         What::Crowd => answer(&crowd(part)?),
         What::Calls => Marked::fork(&template(part)?, part.count).map(drop),
@@ -170,7 +174,7 @@ impl Marked {
     }
 }
 
-fn template(part: &SnapshotPart) -> Result<Template> {
+pub(super) fn template(part: &SnapshotPart) -> Result<Template> {
     Ok(Marked::start(part, MemoryBacking::Anonymous)?.vm.freeze()?)
 }
 
