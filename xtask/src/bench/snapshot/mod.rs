@@ -101,7 +101,7 @@ pub(super) fn run(workspace: &Workspace, rounds: u32) -> Result<()> {
     let crowd: Crowd = bench.part(What::Crowd, SMALL, CROWD, 1)?;
     let Crowd { time, floor, descriptors, threads } = crowd;
     println!("{CROWD} forks: {:.2} s, floor {:.2} s; target 2.50 s", time.as_secs_f64(), floor.as_secs_f64());
-    println!("{CROWD} forks, each: {descriptors:.1} descriptors, {threads:.1} threads\n");
+    println!("{CROWD} forks, each: {descriptors:.1} descriptors, {threads:.1} threads and one of KVM\n");
     print_calls(&bench)
 }
 
