@@ -50,6 +50,8 @@ mod formats;
 mod many;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/restore.rs"]
+mod restore;
 #[path = "linux/root.rs"]
 mod root;
 #[path = "linux/shell.rs"]
