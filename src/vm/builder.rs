@@ -216,7 +216,10 @@ impl VmBuilder {
         let subject = Subject::new(config, recipe.cmdline(), disks, kernel, initrds, signs);
         let recipe = (config.on_reset == ResetPolicy::Reboot).then(|| Arc::new(recipe));
         let past = Past::default();
-        self.assemble(console, Parts { began, host, recipe, subject, origin: None, platform, vcpus, guest, past })
+        self.assemble(
+            console,
+            Parts { began, host, recipe, subject, origin: None, platform, vcpus, guest, past },
+        )
     }
 
     /// Opens the host's ends of the consoles.
