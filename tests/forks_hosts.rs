@@ -175,7 +175,7 @@ fn card_with_another_end_has_an_address_of_its_own() {
         assert_eq!(u8::from_str_radix(&mac[..2], 16).unwrap() & 3, 2, "local, and one card's: {mac}");
         // The next generation has one of its own, too, and so has a card that keeps its end.
         let template = fork.freeze();
-        let same = Piped::fork(&template, |fork| fork.reopen_recorded());
+        let same = Piped::fork(&template, Fork::reopen_recorded);
         keeps(same, &mac);
         let mut next = Piped::fork(&template, |fork| fork.net("lan", net("")));
         assert!(![&mac, former].contains(&address(&mut next).0.as_str()));
