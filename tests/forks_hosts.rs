@@ -10,8 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use common::forks::{Piped, builder};
+use coracle::agent::NetworkSettings;
 use coracle::config::{NetConfig, VsockConfig};
-use coracle::{Restore, Vm, VmBuilder};
+use coracle::{Fork, Restore, Vm, VmBuilder};
 
 macro_rules! needs_kvm {
     () => {
@@ -95,10 +96,9 @@ fn forks_of_a_machine_with_a_card_have_each_an_end_of_their_own() {
             let card = format!("socket={},mac=02:00:00:00:00:01", socket.display());
             let expected = format!("fork 0: lan: this device was connected to {card}, which is neither");
             assert!(error.starts_with(&expected) && error.contains("net(\"lan\", ..)"), "{error}");
-            let other =
-                |_, fork: coracle::Fork| fork.net("lan", "tap=t,mac=02:00:00:00:00:02".parse().unwrap());
+            let other = |_, fork: coracle::Fork| fork.net("lan", "tap=t,mtu=9000".parse().unwrap());
             let error = template.fork(1, other).map(drop).unwrap_err().to_string();
-            assert!(error.contains("lan: the guest knows this device with mac 02:00:00:00:00:01"), "{error}");
+            assert!(error.contains("lan: the guest knows this device with mtu 1500 (none)"), "{error}");
         }
         let ends = [0, 1].map(|index| answerer(&format!("net-{round}-{index}")));
         let forks = template
@@ -132,6 +132,90 @@ fn restored_card_is_connected_as_it_is_named_or_as_it_was() {
         again.exits(0);
     }
     is_answered(&mut guest);
+}
+
+/// Returns the address of a guest's card, and whether its configuration has changed.
+#[track_caller]
+fn address(guest: &mut Piped) -> (String, bool) {
+    guest.send(b"?");
+    let mut bytes = [0; 7];
+    guest.output.read_exact(&mut bytes).unwrap();
+    let [a, b, c, d, e, f, is_new] = bytes;
+    (format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"), is_new == 1)
+}
+
+/// Checks that a driver that starts the card again finds the same address.
+#[track_caller]
+fn keeps(mut guest: Piped, mac: &str) {
+    guest.send(b"d");
+    guest.expect(b"!");
+    assert_eq!(address(&mut guest), (mac.to_owned(), false));
+    guest.send(b"q");
+    guest.exits(0);
+}
+
+#[test]
+fn card_with_another_end_has_an_address_of_its_own() {
+    needs_kvm!();
+    let (first, other) = (answerer("net-mac-first"), answerer("net-mac-other"));
+    let (former, path) = ("02:00:00:00:00:01", common::fresh_path("net-mac-snapshot"));
+    let card = format!("socket={},mac={former},id=lan", first.display());
+    let builder = builder("net-address").configure(|config| config.nets.push(card.parse().unwrap()));
+    let mut guest = Piped::start_marked(builder);
+    assert_eq!(address(&mut guest), (former.to_owned(), false));
+    guest.vm.snapshot_to(&path).unwrap();
+    let template = guest.freeze();
+    let net = |options: &str| format!("socket={}{options}", other.display()).parse::<NetConfig>().unwrap();
+    let mut seen = vec![former.to_owned()];
+    let forks = template.fork(3, |_, fork| fork.console_piped().net("lan", net(""))).unwrap();
+    for fork in forks {
+        let mut fork = Piped::of(fork);
+        let (mac, is_new) = address(&mut fork);
+        assert!(is_new && !seen.contains(&mac), "{mac} {seen:?}");
+        assert_eq!(u8::from_str_radix(&mac[..2], 16).unwrap() & 3, 2, "local, and one card's: {mac}");
+        // The next generation has one of its own, too, and so has a card that keeps its end.
+        let template = fork.freeze();
+        let same = Piped::fork(&template, Fork::reopen_recorded);
+        keeps(same, &mac);
+        let mut next = Piped::fork(&template, |fork| fork.net("lan", net("")));
+        assert!(![&mac, former].contains(&address(&mut next).0.as_str()));
+        seen.push(mac);
+    }
+    let mut named = Piped::fork(&template, |fork| fork.net("lan", net(",mac=02:00:00:00:00:08")));
+    assert_eq!(address(&mut named), ("02:00:00:00:00:08".to_owned(), true));
+    keeps(named, "02:00:00:00:00:08");
+    let restore = || Vm::restore(&path).console_piped();
+    let mut restored = Piped::of(restore().net("lan", net("")).start().unwrap());
+    let (mac, is_new) = address(&mut restored);
+    assert!(is_new && !seen.contains(&mac), "{mac} {seen:?}");
+    keeps(restored, &mac);
+    for same in [restore().reopen_recorded(), restore().net("lan", net(",mac=02:00:00:00:00:01"))] {
+        let mut same = Piped::of(same.start().unwrap());
+        assert_eq!(address(&mut same), (former.to_owned(), false));
+        keeps(same, former);
+    }
+}
+
+#[test]
+fn address_for_a_card_is_refused_before_anything_starts() {
+    needs_kvm!();
+    let socket = answerer("net-address-refused");
+    let guest = Piped::start(asker(&socket));
+    let template = guest.freeze();
+    let refused = |id: &str, settings: NetworkSettings| {
+        let adapt = |_, fork: Fork| fork.reopen_recorded().address(id, settings.clone());
+        template.fork(2, adapt).map(drop).unwrap_err().to_string()
+    };
+    let error = refused("net0", NetworkSettings::default());
+    assert_eq!(error, "fork 0: there is no device `net0`; the machine has lan (net)");
+    let error = refused("lan", NetworkSettings::default());
+    assert!(error.starts_with("fork 0: lan: the guest's agent sets its address"), "{error}");
+    let interface = Some("eth0".into());
+    let error = refused("lan", NetworkSettings { interface, ..NetworkSettings::default() });
+    assert!(error.contains("\"eth0\" was named too"), "{error}");
+    let dns = vec![[9, 9, 9, 9].into(); 65];
+    let error = refused("lan", NetworkSettings { dns, ..NetworkSettings::default() });
+    assert_eq!(error, "fork 0: lan: 65 name servers were given, and 64 are allowed; leave some out");
 }
 
 /// Sends bytes, of which all come back.

@@ -44,6 +44,8 @@ mod console;
 mod exit_codes;
 #[path = "linux/forks.rs"]
 mod forks;
+#[path = "linux/forks_net.rs"]
+mod forks_net;
 #[path = "linux/formats.rs"]
 mod formats;
 #[path = "linux/many.rs"]

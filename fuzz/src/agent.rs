@@ -2,8 +2,9 @@
 //! them.
 
 use coracle_agent::protocol::agent::{
-    AgentEvent, AgentInfo, AgentMessage, AgentSession, AttachRequest, EntryReader, ExecRequest, Hello,
-    HostEvent, HostSession, IdentityRequest, Place, PutRequest, Request, SavedSession, SessionError, Stream,
+    AgentEvent, AgentInfo, AgentMessage, AgentSession, AttachRequest, CardIdentity, EntryReader, ExecRequest,
+    Hello, HostEvent, HostSession, IdentityRequest, Place, PutRequest, Request, SavedSession, SessionError,
+    Stream,
 };
 
 /// The host's end. The first byte is the size of the pieces in which the rest arrives, after a greeting and
@@ -74,7 +75,10 @@ pub fn agent_guest(data: &[u8]) {
                     let room = agent.credit(channel, Stream::Stdout);
                     agent.send(channel, Stream::Stdout, &vec![7; room.min(1000)]);
                 }
-                AgentEvent::Open(channel, _) => {
+                AgentEvent::Open(channel, request) => {
+                    if let Request::Identify(identity) = &request {
+                        check_cards(&identity.cards);
+                    }
                     agent.answer(channel, &AgentMessage::Done);
                     agent.closed(channel);
                 }
@@ -86,6 +90,16 @@ pub fn agent_guest(data: &[u8]) {
             }
         }
         agent.sent(agent.output().len());
+    }
+}
+
+/// Checks what an agent relies on.
+fn check_cards(cards: &[CardIdentity]) {
+    assert!(cards.len() <= IdentityRequest::MAX_CARDS);
+    for CardIdentity { former, mac, network } in cards {
+        assert!([former, mac].iter().all(|mac| mac[0] & 1 == 0 && **mac != [0; 6]));
+        assert!(network.as_ref().is_none_or(|network| network.dns.len() <= CardIdentity::MAX_DNS));
+        assert!(network.as_ref().is_none_or(|network| network.interface.is_none()));
     }
 }
 
@@ -102,8 +116,10 @@ fn open_all(host: &mut HostSession) {
         Request::List("/".into()),
         Request::SetClock(Default::default()),
     ];
+    let card = CardIdentity { former: [2, 0, 0, 0, 0, 7], mac: [2, 0, 0, 0, 0, 8], network: None };
+    let (machine_id, cards) = ("0".repeat(32), vec![card]);
     let of_snapshots = [
-        Request::Identify(Box::new(IdentityRequest { machine_id: "0".repeat(32), ..Default::default() })),
+        Request::Identify(Box::new(IdentityRequest { machine_id, cards, ..Default::default() })),
         Request::Processes,
         Request::Attach(AttachRequest { id: 1, stdin: true, terminal: false }),
         Request::BranchPoint { any_user: false },

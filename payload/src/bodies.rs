@@ -210,6 +210,8 @@ payloads! {
         "writes 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time, with interrupts; exits with 0";
     "virtio-net" Zero payload_virtio_net..payload_virtio_net_end
         "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
+    "net-address" Zero payload_net_address..payload_net_address_end
+        "prints the address of a network card, and whether its configuration has changed, at each byte; exits with 0";
     "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end
         "starts a network card, prints a byte when its link goes down, and halts forever";
     "virtio-balloon" Zero payload_virtio_balloon..payload_virtio_balloon_end

@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use coracle_agent::protocol::agent::SavedSession;
 use coracle_devices::virtio::listener::ListenError;
-use coracle_devices::virtio::net::MacAddress;
 
 use super::client::AgentClient;
 use super::error::AgentError;
@@ -68,8 +67,7 @@ impl AgentAttachment {
         };
         let thread = LinkThread::start(peer, Limits::of_machine(config, agent), past)
             .map_err(AgentError::host("a thread"))?;
-        let client =
-            AgentClient::of_machine(thread.link().clone(), config.nets.first().and_then(|net| net.mac));
+        let client = AgentClient::of_machine(thread.link().clone(), virtio.first_mac());
         Ok(Some(AgentAttachment { client, thread: Mutex::new(thread) }))
     }
 
@@ -121,10 +119,6 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
         words.push("rdinit=/coracle/init".to_owned());
     }
     config.cmdline = with_words(&config.cmdline, &words.join(" "));
-    // The agent finds a card by its address, which must be known before there is a device.
-    for net in &mut config.nets {
-        net.mac.get_or_insert_with(MacAddress::random);
-    }
     config
 }
 
@@ -152,7 +146,7 @@ pub(crate) fn with_words(line: &str, words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AgentConfig, NetConfig, RootConfig};
+    use crate::config::{AgentConfig, RootConfig};
 
     #[test]
     fn machine_gets_what_its_agent_needs() {
@@ -165,17 +159,6 @@ mod tests {
         let own = VsockConfig { cid: 9, ..VsockConfig::default() };
         config.vsock = Some(own.clone());
         assert_eq!(prepared(&config).vsock, Some(own));
-    }
-
-    #[test]
-    fn cards_have_addresses_by_which_the_agent_finds_them() {
-        let nets: Vec<NetConfig> =
-            ["tap=a", "tap=b,mac=02:00:00:00:00:07"].map(|text| text.parse().unwrap()).into();
-        let config = VmConfig { nets, agent: Some(AgentConfig::default()), ..VmConfig::new("vmlinux") };
-        let addresses = || prepared(&config).nets.iter().map(|net| net.mac.unwrap()).collect::<Vec<_>>();
-        let (once, again) = (addresses(), addresses());
-        assert_ne!(once[0], again[0], "each machine has one of its own");
-        assert_eq!((once[1], once[1].to_string().as_str()), (again[1], "02:00:00:00:00:07"));
     }
 
     #[test]

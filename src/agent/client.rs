@@ -51,15 +51,19 @@ impl NetworkSettings {
     pub const DEFAULT_LEASE_LIMIT: Duration = Duration::from_secs(60);
 
     /// Returns the longest time for a server's answer.
-    pub(super) fn lease_time(&self) -> Duration {
+    pub(crate) fn lease_time(&self) -> Duration {
         self.lease_limit.unwrap_or(Self::DEFAULT_LEASE_LIMIT)
     }
 
-    pub(super) fn into_request(self, card: Option<MacAddress>) -> Request {
+    pub(super) fn into_request(mut self, card: Option<MacAddress>) -> Request {
+        self.interface = self.interface.or_else(|| Some(card?.to_string().into()));
+        Request::Network(self.into_network())
+    }
+
+    pub(crate) fn into_network(self) -> NetworkRequest {
         let limit = self.lease_time();
         let NetworkSettings { interface, address, dns, lease_limit: _ } = self;
-        let interface = interface.or_else(|| Some(card?.to_string().into()));
-        Request::Network(NetworkRequest { interface, address, dns, limit })
+        NetworkRequest { interface, address, dns, limit }
     }
 }
 

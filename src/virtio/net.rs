@@ -9,7 +9,7 @@ use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
 use super::spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 use super::template::{KnownNet, Link};
-use super::{Handle, VirtioDevices, VirtioError};
+use super::{Attached, Handle, Repointed, VirtioDevices, VirtioError};
 use crate::config::{DeviceId, NetConfig, NetEnd};
 
 impl DeviceSpec for Named<'_, NetConfig> {
@@ -65,7 +65,39 @@ fn opened(field: Field, config: &NetConfig) -> Result<Opened, VirtioError> {
     Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)), link })
 }
 
+/// A network card of a machine that goes on from another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ForkCard {
+    pub(crate) id: DeviceId,
+    /// The address by which the guest knows it.
+    pub(crate) former: MacAddress,
+    /// The address that it has now.
+    pub(crate) mac: MacAddress,
+}
+
 impl VirtioDevices {
+    /// Gives the cards with other ends than those of the first machine addresses of their own, after
+    /// [`VirtioDevices::restore`] and before the vCPUs run. Returns all cards.
+    pub(crate) fn renew_cards(&self, repointed: &Repointed) -> Vec<ForkCard> {
+        let renew = |device: &Attached| {
+            let Some(Handle::Net(net)) = &device.handle else { return None };
+            let former = net.present_mac();
+            if repointed.has_net(&device.id) {
+                net.renew_mac();
+            }
+            Some(ForkCard { id: device.id.clone(), former, mac: net.present_mac() })
+        };
+        self.attached.iter().filter_map(renew).collect()
+    }
+
+    /// Returns the address of the first card.
+    pub(crate) fn first_mac(&self) -> Option<MacAddress> {
+        self.handles().find_map(|handle| match handle {
+            Handle::Net(net) => Some(net.mac()),
+            _ => None,
+        })
+    }
+
     /// Returns the traffic counters of each network card, in configuration order.
     pub(crate) fn net_counts(&self) -> Vec<NetCounts> {
         let nets = self.handles().filter_map(|handle| match handle {

@@ -1,6 +1,7 @@
 //! The devices of a machine that goes on from another one: those that its owner connects to the host in
 //! another way, and those that are as they were.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use coracle_arch::field::{DISKS, NETS};
@@ -11,7 +12,7 @@ use super::net::ForkNet;
 use super::spec::DeviceSpec;
 use super::template::{Content, KnownDisk, KnownNet, Link, TemplateDevice};
 use super::{ForkSocket, SocketLink, Specs};
-use crate::config::{DeviceId, DiskAccess, DiskConfig, NetConfig, NetEnd};
+use crate::config::{DeviceId, DiskAccess, DiskConfig, MacAddress, NetConfig, NetEnd};
 
 /// The connections of devices to the host that the owner of a machine has chosen.
 #[derive(Debug, Clone, Default)]
@@ -96,6 +97,43 @@ pub enum RepointError {
         /// Its value.
         known: String,
     },
+    /// Two network cards would have the same MAC address.
+    #[error("{id}: {other} has the address {mac} too; give each its own with mac=, or leave it out")]
+    MacTwice {
+        /// The id of the second.
+        id: String,
+        /// The id of the first.
+        other: String,
+        /// The MAC address.
+        mac: MacAddress,
+    },
+    /// The settings of a card's address name an interface.
+    #[error("{id}: the card is the interface, and {interface:?} was named too; leave `interface` out")]
+    Interface {
+        /// The id.
+        id: String,
+        /// The interface.
+        interface: OsString,
+    },
+    /// There are more name servers than a guest can be given.
+    #[error("{id}: {count} name servers were given, and {limit} are allowed; leave some out")]
+    NameServers {
+        /// The id.
+        id: String,
+        /// The number of name servers.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The machine has no agent, which would set the address of a card.
+    #[error(
+        "{id}: the guest's agent sets its address, and this machine has none; leave it out, or start the first \
+         machine with an agent"
+    )]
+    NoAgent {
+        /// The id.
+        id: String,
+    },
     /// The disk has another size than the guest knows.
     #[error("{id}: {path} has {bytes} bytes, and the guest knows a disk of {expected}; use one of that size")]
     Capacity {
@@ -132,6 +170,11 @@ impl Repointed {
         self.nets.push((id.to_owned(), net));
     }
 
+    /// Returns whether the card with this id has another end than that of the first machine.
+    pub(crate) fn has_net(&self, id: &DeviceId) -> bool {
+        self.nets.iter().any(|(of, _)| of == id.as_str())
+    }
+
     pub(crate) fn socket(&mut self, socket: SocketLink) {
         self.socket = Some(socket);
     }
@@ -157,6 +200,7 @@ impl Repointed {
         self.check_ids(devices)?;
         let mut specs: Specs<'a> = Vec::new();
         let (mut disks, mut nets) = (0.., 0..);
+        let mut macs: Vec<(MacAddress, &DeviceId)> = Vec::new();
         for device in devices {
             let spec: Box<dyn DeviceSpec + 'a> = match &device.link {
                 Link::Disk(known, recorded) => {
@@ -166,7 +210,15 @@ impl Repointed {
                 }
                 Link::Net(known, recorded) => {
                     let field = NETS.item(nets.next().unwrap_or_default(), "end");
-                    Box::new(ForkNet { id: &device.id, field, config: self.net_of(device, known, recorded)? })
+                    let config = self.net_of(device, known, recorded)?;
+                    if let Some(mac) = config.mac {
+                        if let Some((_, other)) = macs.iter().find(|(of, _)| *of == mac) {
+                            let [id, other] = [&device.id, *other].map(DeviceId::to_string);
+                            return Err(RepointError::MacTwice { id, other, mac });
+                        }
+                        macs.push((mac, &device.id));
+                    }
+                    Box::new(ForkNet { id: &device.id, field, config })
                 }
                 Link::Socket(recorded) => {
                     Box::new(ForkSocket { id: &device.id, config: self.socket_of(device, recorded)? })
@@ -184,12 +236,7 @@ impl Repointed {
         let disks = self.disks.iter().map(|(id, _)| id).chain(&self.changed_ok).map(|id| (id, "disk"));
         let nets = self.nets.iter().map(|(id, _)| (id, "net"));
         for (id, wanted) in disks.chain(nets) {
-            let device = devices.iter().find(|device| device.id.as_str() == id);
-            let device = device.ok_or_else(|| unknown(id, devices))?;
-            let kind = device.link.kind();
-            if kind != wanted {
-                return Err(RepointError::Kind { id: id.clone(), kind, wanted });
-            }
+            check_id(id, wanted, devices)?;
         }
         let has_socket = devices.iter().any(|device| matches!(device.link, Link::Socket(_)));
         if self.socket.is_some() && !has_socket {
@@ -240,23 +287,20 @@ impl Repointed {
         recorded: &NetConfig,
     ) -> Result<NetConfig, RepointError> {
         let id = device.id.as_str();
-        let config = match self.nets.iter().rev().find(|(of, _)| of == id) {
-            Some((_, config)) => config,
+        let (config, mac) = match self.nets.iter().rev().find(|(of, _)| of == id) {
+            Some((_, config)) => (config, config.mac),
             None if !self.reopens_recorded => return Err(not_named(device)),
             None if matches!(recorded.end, NetEnd::Fd(_)) => {
                 let (recorded, method) = (recorded.end.to_string(), method(device));
                 return Err(RepointError::Descriptor { id: id.to_owned(), recorded, method });
             }
-            None => recorded,
+            None => (recorded, Some(known.mac)),
         };
         let fixed = |what, known| RepointError::Fixed { id: id.to_owned(), what, known };
-        if config.mac.is_some_and(|mac| mac != known.mac) {
-            return Err(fixed("mac", known.mac.to_string()));
-        }
         if config.mtu.is_some() && config.mtu != known.mtu {
             return Err(fixed("mtu", known.mtu.map_or("1500 (none)".to_owned(), |mtu| mtu.to_string())));
         }
-        Ok(NetConfig { mac: Some(known.mac), mtu: known.mtu, ..config.clone() })
+        Ok(NetConfig { mac, mtu: known.mtu, ..config.clone() })
     }
 
     fn socket_of<'a>(
@@ -270,6 +314,20 @@ impl Repointed {
             None => Ok(recorded),
         }
     }
+}
+
+/// Checks that this is the id of a device of this kind.
+///
+/// # Errors
+/// The machine has no such device, or it is of another kind.
+pub(crate) fn check_id(
+    id: &str,
+    wanted: &'static str,
+    devices: &[TemplateDevice],
+) -> Result<(), RepointError> {
+    let device = devices.iter().find(|device| device.id.as_str() == id);
+    let kind = device.ok_or_else(|| unknown(id, devices))?.link.kind();
+    if kind == wanted { Ok(()) } else { Err(RepointError::Kind { id: id.to_owned(), kind, wanted }) }
 }
 
 fn unknown(id: &str, devices: &[TemplateDevice]) -> RepointError {

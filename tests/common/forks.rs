@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coracle::config::{MemorySize, VmConfig};
 use coracle::outcome::{Ending, Outcome};
-use coracle::{ConsolePipe, Template, Vm, VmBuilder};
+use coracle::{ConsolePipe, Fork, Template, Vm, VmBuilder};
 
 use super::LIMIT;
 
@@ -49,6 +49,13 @@ impl Piped {
     pub fn forks(template: &Template, count: usize) -> Vec<Piped> {
         let forks = template.fork(count, |_, fork| fork.console_piped()).unwrap();
         forks.into_iter().map(Piped::of).collect()
+    }
+
+    /// Starts one fork with these settings.
+    pub fn fork(template: &Template, adapt: impl FnOnce(Fork) -> Fork) -> Piped {
+        let mut adapt = Some(adapt);
+        let adapt = |_, fork: Fork| adapt.take().map_or(fork.clone(), |adapt| adapt(fork.console_piped()));
+        Piped::of(template.fork(1, adapt).unwrap().remove(0))
     }
 
     /// Makes a template of the machine, which is gone then.

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -36,6 +36,50 @@ impl Interface {
         let mut request = self.request();
         request.ifr_ifru.ifru_netmask = socket_address(mask(prefix));
         self.call(libc::SIOCSIFNETMASK, &mut request)
+    }
+
+    /// Removes all IPv4 addresses, and with the last one the routes of the interface.
+    pub(super) fn remove_addresses(&self) -> io::Result<()> {
+        for _ in 0..MOST_ADDRESSES {
+            let mut request = self.request();
+            match self.call(libc::SIOCGIFADDR, &mut request) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            let mut request = self.request();
+            request.ifr_ifru.ifru_addr = socket_address(Ipv4Addr::UNSPECIFIED);
+            self.call(libc::SIOCSIFADDR, &mut request)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the Ethernet address. A virtio card takes it while it is up.
+    pub(super) fn set_hardware_address(&self, [a, b, c, d, e, f]: [u8; 6]) -> io::Result<()> {
+        let mut request = self.request();
+        let mut address = socket_address(Ipv4Addr::UNSPECIFIED);
+        address.sa_family = libc::ARPHRD_ETHER;
+        let bytes = [a, b, c, d, e, f].map(u8::cast_signed);
+        address.sa_data.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+        request.ifr_ifru.ifru_hwaddr = address;
+        self.call(libc::SIOCSIFHWADDR, &mut request)
+    }
+
+    /// Replaces the link-local IPv6 address that follows from the Ethernet address `former` by that of `mac`.
+    /// Nothing changes without the former one.
+    pub(super) fn renew_link_local(&self, former: [u8; 6], mac: [u8; 6]) -> io::Result<()> {
+        let Ok(socket) = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) else { return Ok(()) };
+        let ifr6_ifindex = self.index()?;
+        let call = |number: libc::Ioctl, address: Ipv6Addr| {
+            let ifr6_addr = libc::in6_addr { s6_addr: address.octets() };
+            let request = libc::in6_ifreq { ifr6_addr, ifr6_prefixlen: 64, ifr6_ifindex };
+            // SAFETY: these calls read one in6_ifreq at the given address (ipv6(7)).
+            unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw const request) }
+        };
+        if call(libc::SIOCDIFADDR, link_local(former)) == 0 && call(libc::SIOCSIFADDR, link_local(mac)) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// Makes `gateway` the default route.
@@ -85,10 +129,18 @@ impl Interface {
     }
 }
 
+/// More addresses than the kernel's label of an interface usually stands for.
+const MOST_ADDRESSES: usize = 256;
+
 /// Returns the mask of a prefix length. Lengths above 32 count as 32.
 fn mask(prefix: u8) -> Ipv4Addr {
     let host_bits = 32_u32.saturating_sub(u32::from(prefix));
     Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
+}
+
+/// Returns the address that the kernel makes of an Ethernet address (RFC 4291, appendix A).
+fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }
 
 fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
@@ -105,6 +157,12 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn link_local_addresses_follow_from_ethernet_addresses() {
+        assert_eq!(link_local([2, 0, 0, 0, 0, 7]).to_string(), "fe80::ff:fe00:7");
+        assert_eq!(link_local([0x52, 0x54, 0, 0x12, 0x34, 0x56]).to_string(), "fe80::5054:ff:fe12:3456");
+    }
 
     #[test]
     fn masks_are_those_of_their_prefixes() {

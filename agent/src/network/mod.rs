@@ -10,7 +10,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use coracle_agent::protocol::agent::{Failure, NetworkInfo, NetworkRequest, Step};
+use coracle_agent::protocol::agent::{CardIdentity, Failure, NetworkInfo, NetworkRequest, Step};
 
 use self::interface::Interface;
 use crate::report::report;
@@ -29,18 +29,23 @@ fn loopback_up() -> io::Result<()> {
 /// Sets an interface up as the host asked. The call waits for a DHCP server, so the caller runs it in a
 /// process of its own.
 pub(crate) fn bring_up(request: &NetworkRequest) -> Result<NetworkInfo, Failure> {
-    let failed = |step, subject: &OsStr| {
-        let subject = subject.to_owned();
-        move |error: io::Error| Failure::new(step, subject, &error)
-    };
     loopback_up().map_err(failed(Step::Interface, "lo".as_ref()))?;
     let wanted = request.interface.as_deref();
     let name = named(wanted, interfaces()).ok_or_else(|| {
         let missing = io::Error::from_raw_os_error(libc::ENODEV);
         failed(Step::Interface, wanted.unwrap_or("eth0".as_ref()))(missing)
     })?;
+    configure(name, request, false)
+}
+
+/// Sets an interface up. With `is_taken_over`, the addresses that it has are those of another machine, and
+/// go.
+fn configure(name: OsString, request: &NetworkRequest, is_taken_over: bool) -> Result<NetworkInfo, Failure> {
     let interface = Interface::open(&name).map_err(failed(Step::Interface, &name))?;
     interface.bring_up().map_err(failed(Step::Interface, &name))?;
+    if is_taken_over {
+        interface.remove_addresses().map_err(failed(Step::Interface, &name))?;
+    }
     let (address, prefix, gateway, mut dns) = match request.address {
         Some((address, prefix, gateway)) => (address, prefix, gateway, Vec::new()),
         None => {
@@ -60,6 +65,56 @@ pub(crate) fn bring_up(request: &NetworkRequest) -> Result<NetworkInfo, Failure>
         write_resolver(&dns).map_err(failed(Step::Resolver, RESOLVER.as_ref()))?;
     }
     Ok(NetworkInfo { interface: name, address, prefix, gateway, dns })
+}
+
+/// Gives the interfaces of cards their new hardware addresses, and sets those up that get an address of the
+/// network. An interface that is not found keeps its hardware address: the guest has no driver for the card,
+/// or has moved it to another namespace. All are found before any of them changes, because one may get the
+/// address that another one had.
+///
+/// # Errors
+/// An interface refuses, one that is to be set up is missing, or no DHCP server answers.
+pub(crate) fn take_over(cards: &[CardIdentity]) -> Result<(), Failure> {
+    if cards.is_empty() {
+        return Ok(());
+    }
+    let mut all = interfaces();
+    let names: Vec<Option<OsString>> = cards.iter().map(|card| take_named(&card.former, &mut all)).collect();
+    for (card, name) in cards.iter().zip(&names) {
+        let Some(name) = name.as_deref().filter(|_| card.mac != card.former) else { continue };
+        let set = Interface::open(name).and_then(|interface| {
+            interface.set_hardware_address(card.mac)?;
+            interface.renew_link_local(card.former, card.mac)
+        });
+        set.map_err(failed(Step::Interface, name))?;
+    }
+    for (card, name) in cards.iter().zip(names) {
+        let Some(network) = &card.network else { continue };
+        let missing = || {
+            let subject = OsString::from(text_of(&card.former));
+            failed(Step::Interface, &subject)(io::Error::from_raw_os_error(libc::ENODEV))
+        };
+        configure(name.ok_or_else(missing)?, network, true)?;
+    }
+    Ok(())
+}
+
+/// Returns the name of the interface with this hardware address, and removes it from the list: each is the
+/// interface of one card.
+fn take_named(mac: &[u8; 6], all: &mut Vec<Ethernet>) -> Option<OsString> {
+    let name = named(Some(text_of(mac).as_ref()), all.clone())?;
+    all.retain(|found| found.name != name);
+    Some(name)
+}
+
+/// Returns a hardware address as the kernel writes it.
+fn text_of([a, b, c, d, e, f]: &[u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+fn failed(step: Step, subject: &OsStr) -> impl FnOnce(io::Error) -> Failure {
+    let subject = subject.to_owned();
+    move |error| Failure::new(step, subject, &error)
 }
 
 /// An interface with an Ethernet address.
@@ -137,6 +192,16 @@ mod tests {
         assert_eq!(named(Some("02:00:00:00:00:0A")).as_deref(), Some("eth0"), "a bridge has it, too");
         assert_eq!(named(Some("02:00:00:00:00:0c")).as_deref(), Some("docker0"));
         assert_eq!(named(Some("02:00:00:00:00:0d")), None);
+    }
+
+    #[test]
+    fn each_interface_is_that_of_one_card() {
+        let mut all = interfaces();
+        let mut take =
+            |last: u8| take_named(&[2, 0, 0, 0, 0, last], &mut all).map(|n| n.into_string().unwrap());
+        let [first, second, third] = [take(0xa), take(0xa), take(0xa)];
+        assert_eq!((first.as_deref(), second.as_deref(), third), (Some("eth0"), Some("br0"), None));
+        assert_eq!((take(0xb).as_deref(), take(0xd)), (Some("eth1"), None));
     }
 
     #[test]

@@ -11,15 +11,18 @@ use coracle_agent::protocol::agent::{Failure, IdentityRequest, Step};
 
 use super::machine;
 use crate::mounts;
+use crate::network;
 
-/// Takes over the identity, the random numbers first.
+/// Takes over the identity, the random numbers first. Nothing else may happen before the end, so the call
+/// waits for a DHCP server, too.
 ///
 /// # Errors
-/// The first step that failed, by the file or the call.
+/// The first step that failed, by the file, the interface or the call.
 pub(super) fn take_over(request: &IdentityRequest) -> Result<(), Failure> {
-    let IdentityRequest { hostname, machine_id, seed, time, env: _ } = request;
+    let IdentityRequest { hostname, machine_id, seed, time, env: _, cards } = request;
     reseed(seed).map_err(|error| Failure::new(Step::Machine, RANDOM, &error))?;
     machine::set_clock(*time)?;
+    network::take_over(cards)?;
     if let Some(name) = hostname {
         set_hostname(name).map_err(|error| Failure::new(Step::Machine, name, &error))?;
     }

@@ -153,3 +153,45 @@ payload_virtio_net_down:
     out 0xf4, al
 91: jmp 91b
 payload_virtio_net_down_end:
+
+# Starts a network card, and prints `!`. A byte on the serial port is a command: `q` exits with 0, `d` starts the driver
+# again, any other prints the card's address (6 bytes) and whether the configuration has changed (1 byte), which it
+# acknowledges.
+.globl payload_net_address, payload_net_address_end
+payload_net_address:
+    mov ebx, 0xd0000000
+1:  mov r15d, 1
+    net_negotiate 90f
+    mov r15d, 2
+    virtio_status 15, 90f
+    mov dx, 0x3f8
+    mov al, '!'
+    out dx, al
+2:  mov dx, 0x3fd                               # line status: bit 0, data ready
+    in al, dx
+    test al, 1
+    jz 2b
+    mov dx, 0x3f8
+    in al, dx
+    xor r15d, r15d
+    cmp al, 'q'
+    je 90f
+    cmp al, 'd'
+    je 1b
+    lea esi, [rbx + 0x100]
+    mov ecx, 6
+3:  mov al, [rsi]
+    out dx, al
+    inc esi
+    dec ecx
+    jnz 3b
+    mov eax, [rbx + 0x60]
+    shr eax, 1
+    and eax, 1
+    out dx, al
+    mov dword ptr [rbx + 0x64], 2
+    jmp 2b
+90: mov eax, r15d
+    out 0xf4, al
+91: jmp 91b
+payload_net_address_end:

@@ -62,13 +62,15 @@ impl VmHandle {
         };
         // While the guest still runs, so that what cannot be shared is refused without a pause.
         let (config, devices) = self.shared.with_machine(look).ok_or(SnapshotError::Ended)??;
+        let has_agent = config.agent.is_some();
         let fork = adapt(Fork::new(config));
-        fork.check(&devices)?;
+        fork.check(&devices, has_agent)?;
+        let limit = fork.identity_limit();
         let template = self.to_template()?;
         let restored = Restored::new(&template.parts, &fork)?;
         let vm = fork.build(&template.parts, restored, None)?;
         vm.handle().resume();
-        identity::wait(&vm, &template.parts.state)?;
+        identity::wait(&vm, &template.parts.state, limit)?;
         Ok(vm)
     }
 

@@ -23,8 +23,10 @@ impl Fork {
         self
     }
 
-    /// Gives the network card with this id another end on the host. The card keeps its address and its MTU,
-    /// so `net` has none, or the same.
+    /// Gives the network card with this id another end on the host, and an address of its own: that of `net`,
+    /// or else a new random one that is locally administered. The guest's agent sets it on the interface that
+    /// has the former one, before it does anything else; without an agent, the guest goes on with the former
+    /// address. The card keeps its MTU, so `net` has none, or the same.
     #[must_use]
     pub fn net(mut self, id: &str, net: NetConfig) -> Fork {
         self.repointed.net(id, net);

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use coracle_arch::x86_64::cpuid::CpuFeature;
 use coracle_devices::event_loop::HAND_BACK_LIMIT;
 use coracle_devices::state::StateError;
 
-use super::identity::LIMIT as IDENTITY_LIMIT;
 use crate::agent::AgentError;
 use crate::exit_code;
 use crate::kvm::{KvmError, StateError as VcpuError};
@@ -57,9 +57,11 @@ pub enum SnapshotError {
     #[error(
         "the guest has not taken over its identity, for which it has {} s: {source}; look at its console, or fork a \
          machine without an agent",
-        IDENTITY_LIMIT.as_secs()
+        limit.as_secs()
     )]
     Identity {
+        /// The time that it has.
+        limit: Duration,
         /// The error of the agent.
         r#source: Box<AgentError>,
     },

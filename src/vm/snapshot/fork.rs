@@ -11,6 +11,7 @@ use coracle_devices::legacy::event::Event;
 
 use super::identity::{self, ForkIdentity};
 use super::{GuestTime, SnapshotError, Template, TemplateParts};
+use crate::agent::NetworkSettings;
 use crate::config::{AcpiMode, CpuAffinity, CpuQuota, SerialConfig, VmConfig};
 use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
@@ -74,6 +75,15 @@ impl Fork {
         self
     }
 
+    /// Gives the network card with this id an address, as [`network_up`](crate::VmHandle::network_up) does,
+    /// instead of those that its interface has: the guest's agent sets it before it does anything else. The
+    /// card is the interface, so `settings` name none. If they ask a DHCP server, its time is added to the 60
+    /// s that the agent has. A machine without an agent is refused.
+    pub fn address(mut self, id: impl Into<String>, settings: NetworkSettings) -> Fork {
+        self.identity.addresses.push((id.into(), settings));
+        self
+    }
+
     /// Limits the time of the fork, which counts from its start.
     pub fn timeout(self, limit: Duration) -> Fork {
         self.configure(|config| config.timeout = Some(limit))
@@ -118,8 +128,9 @@ impl Template {
         let forks: Vec<Fork> =
             (0..count).map(|index| adapt(index, Fork::new(self.parts.config.clone()))).collect();
         for (index, fork) in forks.iter().enumerate() {
-            fork.check(&self.parts.devices).map_err(of_fork(index))?;
+            fork.check(&self.parts.devices, self.parts.config.agent.is_some()).map_err(of_fork(index))?;
         }
+        let limits: Vec<Duration> = forks.iter().map(Fork::identity_limit).collect();
         // KVM looks at all mappings of the process for each virtual machine that it creates, and most of
         // those of a fork are the stacks of its threads: all virtual machines come before the first thread.
         let restore = |(index, fork)| Restored::new(&self.parts, fork).map_err(of_fork(index));
@@ -130,8 +141,8 @@ impl Template {
         let forks = forks.into_iter().zip(restored).enumerate();
         let forks = forks.map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
-        for (index, vm) in forks.iter().enumerate() {
-            identity::wait(vm, &self.parts.state).map_err(of_fork(index))?;
+        for (index, (vm, limit)) in forks.iter().zip(limits).enumerate() {
+            identity::wait(vm, &self.parts.state, limit).map_err(of_fork(index))?;
         }
         Ok(forks)
     }
@@ -184,8 +195,14 @@ impl Fork {
     }
 
     /// Checks that all devices of a machine can be connected, as far as this is known without the host.
-    pub(super) fn check(&self, devices: &[TemplateDevice]) -> Result<(), SnapshotError> {
+    pub(super) fn check(&self, devices: &[TemplateDevice], has_agent: bool) -> Result<(), SnapshotError> {
+        self.identity.check(devices, has_agent)?;
         self.repointed.specs(devices, 0).map(drop).map_err(SnapshotError::from)
+    }
+
+    /// Returns the longest time for the guest to take over its identity.
+    pub(super) fn identity_limit(&self) -> Duration {
+        self.identity.limit()
     }
 
     fn configure(self, change: impl FnOnce(&mut VmConfig)) -> Fork {
@@ -221,7 +238,6 @@ impl Fork {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
         let Fork { builder, time: _, repointed, identity } = self;
-        let past = identity.past(&template.state, index)?;
         let console = builder.console_ends()?;
         let ram_bytes = template.config.memory.bytes();
         let host = HostParts::new(builder.config(), &repointed.specs(&template.devices, ram_bytes)?)?;
@@ -236,6 +252,7 @@ impl Fork {
         }
         // And an I/O APIC, which has told KVM the routes of their interrupts.
         host.virtio.restore(&template.state.virtio)?;
+        let past = identity.past(&template.state, index, &host.virtio.renew_cards(&repointed))?;
         let subject = template.subject.of_fork(platform.signs.clone());
         let fork = index.map(|index| u32::try_from(index).unwrap_or(u32::MAX));
         let origin = Some(Origin { snapshot: template.origin.clone(), fork });

@@ -13,6 +13,7 @@ use super::chain::ChainRam;
 use super::fork::Restored;
 use super::sections::{RamContent, StateFile};
 use super::{Fork, GuestTime, SnapshotError, Template, TemplateParts, host, identity, virtio};
+use crate::agent::NetworkSettings;
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::Kvm;
@@ -92,6 +93,11 @@ impl Restore {
         self.with(|settings| settings.env(name, value))
     }
 
+    /// Gives a network card an address: see [`Fork::address`].
+    pub fn address(self, id: impl Into<String>, settings: NetworkSettings) -> Restore {
+        self.with(|fork| fork.address(id, settings))
+    }
+
     /// Limits the time of the machine, which counts from its start here.
     pub fn timeout(self, limit: Duration) -> Restore {
         self.with(|settings| settings.timeout(limit))
@@ -109,10 +115,11 @@ impl Restore {
     /// # Errors
     /// See [`Template::load`]; or the machine cannot be built.
     pub fn start(self) -> Result<Vm, SnapshotError> {
+        let limit = self.settings.identity_limit();
         let (template, vm, machine) = self.build()?;
         let vm = vm.with_control(machine)?;
         vm.handle().resume();
-        identity::wait(&vm, &template.parts.state)?;
+        identity::wait(&vm, &template.parts.state, limit)?;
         Ok(vm)
     }
 
@@ -142,7 +149,7 @@ impl Restore {
     fn build_parts(self) -> Result<(Template, Vm, Machine), SnapshotError> {
         let Restore { path, parents, settings } = self;
         let template = Template::load_from(&path, parents.as_deref())?;
-        settings.check(&template.parts.devices)?;
+        settings.check(&template.parts.devices, template.config().agent.is_some())?;
         let restored = Restored::new(&template.parts, &settings)?;
         let (vm, machine) = settings.over(template.config()).build_parts(&template.parts, restored, None)?;
         Ok((template, vm, machine))

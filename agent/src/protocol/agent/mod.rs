@@ -27,7 +27,7 @@ pub use host_session::{HostEvent, HostSession, OpenError};
 pub use limits::{ExecLimits, ResourceLimit};
 pub use message::{AgentInfo, AgentMessage, Failure, FileInfo, HostMessage, NetworkInfo, Place, Step};
 pub use request::{ExecRequest, NetworkRequest, PathRequest, Power, PutRequest, Request};
-pub use restored::{AttachRequest, IdentityRequest, ProcessInfo, SavedSession};
+pub use restored::{AttachRequest, CardIdentity, IdentityRequest, ProcessInfo, SavedSession};
 
 pub use super::wire::{Ending, ProtocolError, Stream, WindowSize};
 

@@ -275,9 +275,13 @@ fn decode_exec(fields: &mut Decoder<'_>) -> Result<ExecRequest, ProtocolError> {
 }
 
 fn encode_network(request: &NetworkRequest, frame: Encoder) -> Encoder {
-    let NetworkRequest { interface, address, dns, limit } = request;
+    encode_network_settings(request, frame.option(request.interface.as_deref(), Encoder::text))
+}
+
+/// Encodes everything but the interface.
+pub(super) fn encode_network_settings(request: &NetworkRequest, frame: Encoder) -> Encoder {
+    let NetworkRequest { interface: _, address, dns, limit } = request;
     let frame = frame
-        .option(interface.as_deref(), Encoder::text)
         .option(*address, |frame, (address, prefix, gateway)| {
             frame.raw(&address.octets()).u8(prefix).option(gateway, encode_address)
         })
@@ -286,8 +290,13 @@ fn encode_network(request: &NetworkRequest, frame: Encoder) -> Encoder {
 }
 
 fn decode_network(fields: &mut Decoder<'_>) -> Result<NetworkRequest, ProtocolError> {
+    let interface = fields.option("interface", |fields| fields.text("interface"))?;
+    Ok(NetworkRequest { interface, ..decode_network_settings(fields)? })
+}
+
+pub(super) fn decode_network_settings(fields: &mut Decoder<'_>) -> Result<NetworkRequest, ProtocolError> {
     Ok(NetworkRequest {
-        interface: fields.option("interface", |fields| fields.text("interface"))?,
+        interface: None,
         address: fields.option("address", |fields| {
             let (address, prefix) = (decode_address(fields)?, fields.u8("prefix")?);
             Ok((address, prefix, fields.option("gateway", decode_address)?))

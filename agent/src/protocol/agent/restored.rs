@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::ProtocolError;
-use super::request::{decode_time, encode_time};
+use super::request::{
+    NetworkRequest, decode_network_settings, decode_time, encode_network_settings, encode_time,
+};
 use crate::protocol::wire::{Decoder, Encoder};
 
 /// The part of a session that a snapshot keeps.
@@ -27,20 +29,38 @@ pub struct IdentityRequest {
     pub time: Duration,
     /// Variables of later commands.
     pub env: Vec<(OsString, OsString)>,
+    /// The network cards that have another hardware address, or that get an address of the network.
+    pub cards: Vec<CardIdentity>,
+}
+
+/// The identity of a network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CardIdentity {
+    /// The hardware address that its interface has.
+    pub former: [u8; 6],
+    /// The hardware address that its interface is to have.
+    pub mac: [u8; 6],
+    /// The settings with which its interface is to come up, instead of the addresses that it has; `None` to
+    /// leave those. They name no interface.
+    pub network: Option<NetworkRequest>,
 }
 
 impl IdentityRequest {
     /// The largest number of bytes of a seed.
     pub const MAX_SEED: usize = 512;
+    /// The largest number of cards: more than a machine has interrupts for.
+    pub const MAX_CARDS: usize = 64;
 
     pub(super) fn encode(&self, frame: Encoder) -> Encoder {
-        let Self { hostname, machine_id, seed, time, env } = self;
+        let Self { hostname, machine_id, seed, time, env, cards } = self;
         let frame = frame
             .option(hostname.as_deref(), Encoder::text)
             .text(machine_id.as_ref())
             .u32(u32::try_from(seed.len()).unwrap_or(u32::MAX))
             .raw(seed);
-        encode_time(frame, *time).list(env, |frame, (name, value)| frame.text(name).text(value))
+        encode_time(frame, *time)
+            .list(env, |frame, (name, value)| frame.text(name).text(value))
+            .list(cards, |frame, card| card.encode(frame))
     }
 
     pub(super) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
@@ -59,7 +79,42 @@ impl IdentityRequest {
             seed: fields.raw(length, "seed")?.to_vec(),
             time: decode_time(fields)?,
             env: fields.list("env", |fields| Ok((fields.text("name")?, fields.text("value")?)))?,
+            cards: fields.list_up_to(Self::MAX_CARDS, "cards", CardIdentity::decode)?,
         })
+    }
+}
+
+impl CardIdentity {
+    /// The largest number of name servers.
+    pub const MAX_DNS: usize = 64;
+
+    fn encode(&self, frame: Encoder) -> Encoder {
+        let Self { former, mac, network } = self;
+        let frame = frame.raw(former).raw(mac);
+        frame.option(network.as_ref(), |frame, network| encode_network_settings(network, frame))
+    }
+
+    fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
+        let [former, mac] = [decode_mac(fields)?, decode_mac(fields)?];
+        let network = fields.option("network", decode_network_settings)?;
+        let servers = network.as_ref().map_or(0, |network| network.dns.len());
+        if servers > Self::MAX_DNS {
+            let (what, count, limit) = ("name servers", servers, Self::MAX_DNS);
+            return Err(ProtocolError::ListLength { what, count, limit });
+        }
+        Ok(Self { former, mac, network })
+    }
+}
+
+/// Reads the hardware address of one interface, not that of a group.
+fn decode_mac(fields: &mut Decoder<'_>) -> Result<[u8; 6], ProtocolError> {
+    let mac = fields.array("hardware address")?;
+    match mac {
+        [0, 0, 0, 0, 0, 0] => Err(ProtocolError::UnknownValue { what: "hardware address", value: 0 }),
+        [first, ..] if first & 1 == 1 => {
+            Err(ProtocolError::UnknownValue { what: "hardware address", value: first })
+        }
+        mac => Ok(mac),
     }
 }
 

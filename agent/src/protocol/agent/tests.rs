@@ -117,11 +117,26 @@ fn requests() -> Vec<Request> {
             seed: vec![9; 64],
             time: Duration::new(5, 6),
             env: vec![("A".into(), "b".into())],
+            cards: cards(),
         })),
         Request::Processes,
         Request::Attach(AttachRequest { id: 3, stdin: true, terminal: false }),
         Request::BranchPoint { any_user: true },
     ]
+}
+
+fn cards() -> Vec<CardIdentity> {
+    let limit = Duration::from_secs(1);
+    let network = NetworkRequest {
+        interface: None,
+        address: Some(([10, 9, 0, 2].into(), 24, None)),
+        dns: vec![[9, 9, 9, 9].into(); CardIdentity::MAX_DNS],
+        limit,
+    };
+    let card = CardIdentity { former: [2, 0, 0, 0, 0, 7], mac: [2, 0, 0, 0, 0, 8], network: None };
+    let by_dhcp = NetworkRequest { address: None, dns: Vec::new(), ..network.clone() };
+    let networks = [None, Some(network), Some(by_dhcp)];
+    networks.into_iter().map(|network| CardIdentity { network, ..card.clone() }).collect()
 }
 
 fn host_messages() -> Vec<HostMessage> {

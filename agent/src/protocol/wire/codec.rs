@@ -160,6 +160,20 @@ impl<'a> Decoder<'a> {
         Ok(items)
     }
 
+    /// Reads a counted list of at most `limit` items.
+    pub(crate) fn list_up_to<T>(
+        &mut self,
+        limit: usize,
+        what: &'static str,
+        item: impl FnMut(&mut Self) -> Result<T, ProtocolError>,
+    ) -> Result<Vec<T>, ProtocolError> {
+        let count = self.rest.first_chunk().map_or(0, |count| u32::from_le_bytes(*count) as usize);
+        if count > limit {
+            return Err(ProtocolError::ListLength { what, count, limit });
+        }
+        self.list(what, item)
+    }
+
     /// Checks that nothing is left.
     pub(crate) fn end(self) -> Result<(), ProtocolError> {
         match self.rest.len() {

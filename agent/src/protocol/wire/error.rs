@@ -12,6 +12,16 @@ pub enum ProtocolError {
         /// The limit of the direction, in bytes.
         limit: usize,
     },
+    /// A list is longer than any that is sent.
+    #[error("a message has {count} {what}; up to {limit} are allowed")]
+    ListLength {
+        /// The name of the list.
+        what: &'static str,
+        /// The number of its items.
+        count: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A message ends before its last field.
     #[error("a message ends inside the field '{field}'")]
     Truncated {

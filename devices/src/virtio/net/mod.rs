@@ -71,8 +71,8 @@ struct Card {
     /// has accepted.
     offloads: Mutex<Option<u64>>,
     is_up: AtomicBool,
-    /// Whether the driver of a restored card may know the link otherwise.
-    link_is_new: AtomicBool,
+    /// Whether the driver of a restored card may know the link or the address otherwise.
+    config_is_new: AtomicBool,
     counters: Counters,
     poll: Duration,
 }
@@ -105,7 +105,7 @@ impl Net {
             name: settings.name.clone(),
             mac: Mutex::new(settings.mac),
             offloads: Mutex::new(None),
-            link_is_new: AtomicBool::new(false),
+            config_is_new: AtomicBool::new(false),
             is_up: AtomicBool::new(true),
             counters: Counters::default(),
             poll: settings.poll,
@@ -117,6 +117,20 @@ impl Net {
     /// Returns the address that the card had when it was made.
     pub fn mac(&self) -> MacAddress {
         self.settings.mac
+    }
+
+    /// Returns the address that the driver knows.
+    pub fn present_mac(&self) -> MacAddress {
+        *lock(&self.card.mac)
+    }
+
+    /// Gives a restored card, which does not run yet, the address that it was made with instead of the saved
+    /// one. The driver hears of a change.
+    pub fn renew_mac(&self) {
+        let former = std::mem::replace(&mut *lock(&self.card.mac), self.settings.mac);
+        if former != self.settings.mac {
+            self.card.config_is_new.store(true, Ordering::Release);
+        }
     }
 
     /// Returns the card's counters.
@@ -208,7 +222,7 @@ impl VirtioDevice for Net {
         // After a pause, those that the driver has switched off stay so.
         let offloads = lock(&self.card.offloads).unwrap_or(context.features);
         lock(&self.backend).set_offloads(accepted_offloads(offloads));
-        if self.card.link_is_new.swap(false, Ordering::AcqRel) {
+        if self.card.config_is_new.swap(false, Ordering::AcqRel) {
             context.irq.config();
         }
         Ok(vec![Box::new(NetHandler::new(
@@ -223,7 +237,7 @@ impl VirtioDevice for Net {
     fn reset(&self) {
         *lock(&self.card.mac) = self.settings.mac;
         *lock(&self.card.offloads) = None;
-        self.card.link_is_new.store(false, Ordering::Release);
+        self.card.config_is_new.store(false, Ordering::Release);
         lock(&self.backend).set_offloads(Offloads::default());
     }
 

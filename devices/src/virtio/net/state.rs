@@ -24,7 +24,7 @@ struct NetState {
 impl SaveDevice for Net {
     fn save(&self) -> SavedState {
         let Self { settings: _, possible: _, backend: _, card } = self;
-        let Card { name: _, mac, offloads, is_up, link_is_new: _, counters: _, poll: _ } = &**card;
+        let Card { name: _, mac, offloads, is_up, config_is_new: _, counters: _, poll: _ } = &**card;
         let (mac, offloads) = (lock(mac).bytes(), *lock(offloads));
         SavedState::encode(VERSION, &NetState { mac, offloads, is_up: is_up.load(Ordering::Acquire) })
     }
@@ -44,7 +44,7 @@ impl SaveDevice for Net {
             *lock(&self.card.offloads) = offloads.filter(|_| is_active);
             // The link of this card is that of its own end.
             let changed = self.card.is_up.load(Ordering::Acquire) != is_up;
-            self.card.link_is_new.store(changed && is_active, Ordering::Release);
+            self.card.config_is_new.store(changed && is_active, Ordering::Release);
         }))
     }
 }
@@ -104,6 +104,29 @@ mod tests {
         fork.resume();
         fork.start(0);
         assert_eq!(fork.read(0x104) & 0xffff, 0x0100);
+    }
+
+    #[test]
+    fn card_with_an_address_of_its_own_shows_it_and_tells_the_driver() {
+        let (machine, _peer) = used();
+        let (net, _other) = card();
+        let fork = machine.fork(net.clone()).unwrap();
+        assert_eq!(net.present_mac().to_string(), "02:00:00:00:00:07");
+        net.renew_mac();
+        assert_eq!(net.present_mac(), net.mac());
+        assert_eq!(fork.read(0x104) & 0xffff, 0x0100);
+        let (_, generation) = (fork.interrupts(), fork.read(0xfc));
+        fork.resume();
+        assert!(fork.interrupts() > 0 && fork.read(0x60) & 2 == 2);
+        assert_ne!(fork.read(0xfc), generation, "a driver in the middle of the address reads it again");
+        // The same address is not news.
+        fork.write(0x64, 3);
+        fork.transport.pause().unwrap();
+        let (net, _third) = card();
+        let fork = fork.fork(net.clone()).unwrap();
+        net.renew_mac();
+        fork.resume();
+        assert_eq!(fork.read(0x60) & 2, 0);
     }
 
     #[test]

@@ -142,5 +142,20 @@ fn identities_that_no_host_sends_are_refused() {
     for machine_id in [String::new(), "0".repeat(31), "G".repeat(32), "A".repeat(32)] {
         assert!(parse(&IdentityRequest { machine_id, ..good.clone() }).is_err());
     }
-    assert!(parse(&IdentityRequest { seed: vec![0; IdentityRequest::MAX_SEED + 1], ..good }).is_err());
+    assert!(
+        parse(&IdentityRequest { seed: vec![0; IdentityRequest::MAX_SEED + 1], ..good.clone() }).is_err()
+    );
+    let with = |cards| parse(&IdentityRequest { cards, ..good.clone() });
+    let card = cards().swap_remove(1);
+    assert_eq!(with(vec![card.clone(); IdentityRequest::MAX_CARDS]), Ok(()));
+    let error = with(vec![card.clone(); IdentityRequest::MAX_CARDS + 1]).unwrap_err();
+    assert_eq!(error.to_string(), "a message has 65 cards; up to 64 are allowed");
+    for mac in [[0; 6], [1, 0, 0, 0, 0, 0], [0xff; 6]] {
+        assert!(with(vec![CardIdentity { mac, ..card.clone() }]).is_err());
+        assert!(with(vec![CardIdentity { former: mac, ..card.clone() }]).is_err());
+    }
+    let mut long = card;
+    long.network.as_mut().unwrap().dns.push([9, 9, 9, 9].into());
+    let error = with(vec![long]).unwrap_err();
+    assert_eq!(error.to_string(), "a message has 65 name servers; up to 64 are allowed");
 }
