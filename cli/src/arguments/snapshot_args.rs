@@ -11,7 +11,7 @@ use coracle::config::{Accel, CpuAffinity, CpuQuota, SerialConfig, parse_duration
 use super::per_fork::PerFork;
 use super::variable::named;
 use super::vm_args::accel_values;
-use super::{DeviceArgs, Surroundings};
+use super::{DeviceArgs, GuestIp, Surroundings};
 
 #[derive(Debug, Args)]
 #[command(after_help = include_str!("examples/restore.txt").trim_end())]
@@ -36,6 +36,10 @@ pub(crate) struct RestoreArgs {
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     #[arg(value_parser = OsStringValueParser::new().try_map(named))]
     pub env: Vec<OsString>,
+    /// Address for the first network card, which the guest's agent sets, as with `coracle run --ip`; `{i}` is
+    /// the index of the fork
+    #[arg(long, value_name = "ADDRESS")]
+    pub ip: Option<PerFork<GuestIp>>,
     /// User for the command in the guest, as with `coracle run` [default: root]
     #[arg(short, long, value_name = "USER", requires = "command")]
     pub user: Option<OsString>,

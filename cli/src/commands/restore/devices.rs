@@ -4,7 +4,7 @@ use coracle::Fork;
 use coracle::config::{DeviceId, DiskAccess, DiskConfig, NetConfig, NetEnd, SerialConfig};
 use coracle::snapshot::RecordedDevice;
 
-use crate::arguments::{DeviceArgs, PerFork, SocketArgs};
+use crate::arguments::{DeviceArgs, GuestIp, PerFork, SocketArgs};
 use crate::commands::crossing::Crossing;
 use crate::commands::say;
 use crate::commands::settings::Failure;
@@ -15,6 +15,8 @@ pub(super) struct Ends<'a> {
     args: &'a DeviceArgs,
     disks: Vec<(String, &'a PerFork<DiskConfig>)>,
     nets: Vec<(String, &'a PerFork<NetConfig>)>,
+    /// The card that gets the address.
+    ip: Option<(String, &'a PerFork<GuestIp>)>,
 }
 
 impl<'a> Ends<'a> {
@@ -23,7 +25,7 @@ impl<'a> Ends<'a> {
     /// # Errors
     /// An argument does not say which device it is for, or several forks would share what they cannot.
     pub(super) fn new(
-        args: &'a DeviceArgs,
+        (args, ip): (&'a DeviceArgs, Option<&'a PerFork<GuestIp>>),
         devices: &[RecordedDevice],
         forks: Option<usize>,
     ) -> Result<Ends<'a>, Failure> {
@@ -51,7 +53,9 @@ impl<'a> Ends<'a> {
         if let Some(text) = args.socket.shared().filter(|_| are_many) {
             return Err(shared(SocketArgs::OPTION, text, "each fork needs a socket of its own", ""));
         }
-        Ok(Ends { args, disks, nets })
+        let card = || devices.iter().find(|device| device.kind == "net").map(|device| device.id.clone());
+        let ip = ip.map(|ip| card().map(|card| (card, ip)).ok_or_else(no_card)).transpose()?;
+        Ok(Ends { args, disks, nets, ip })
     }
 
     /// Tells which recorded ends will be opened.
@@ -97,6 +101,10 @@ impl<'a> Ends<'a> {
         for (id, net) in &self.nets {
             fork = fork.net(id, net.of(index));
         }
+        if let Some((card, ip)) = &self.ip {
+            let GuestIp(settings) = ip.of(index);
+            fork = fork.address(card, settings);
+        }
         fork = self.args.socket.connect(fork, index);
         for id in &self.args.disk_changed_ok {
             fork = fork.disk_changed_ok(id);
@@ -128,6 +136,10 @@ fn named(
             ids.join(" or ")
         ))),
     }
+}
+
+fn no_card() -> Failure {
+    Failure::usage("--ip: the snapshot's machine has no network card")
 }
 
 fn shared(option: &str, text: &str, why: &str, or: &str) -> Failure {

@@ -55,7 +55,7 @@ fn try_run(args: &RestoreArgs, signals: Blocked) -> Result<u8, Failure> {
     let info = snapshot::info(&args.snapshot).map_err(|error| failure(&error))?;
     let SnapshotInfo { machine, devices, .. } = &info;
     let forks = args.fork.map(usize::from);
-    let ends = Ends::new(&args.devices, devices, forks)?;
+    let ends = Ends::new((&args.devices, args.ip.as_ref()), devices, forks)?;
     let work = work(args, machine)?;
     if let Place::EmulatedHost { because } = place_of_snapshot(args.accel, info.host.kvm.as_deref()) {
         return cross(args, (&info, &ends, work), because)?.run(Some(watch));
@@ -115,8 +115,11 @@ fn work(args: &RestoreArgs, machine: &MachineFacts) -> Result<Work, Failure> {
              `coracle run ... -- COMMAND` starts it",
         ));
     }
-    if args.hostname.is_some() && !has_agent {
-        return Err(Failure::usage("--hostname: the snapshot's machine has no agent, which would set it"));
+    let set_by_agent = [("--hostname", args.hostname.is_some()), ("--ip", args.ip.is_some())];
+    if let Some((option, _)) = set_by_agent.iter().find(|(_, is_given)| *is_given && !has_agent) {
+        return Err(Failure::usage(format!(
+            "{option}: the snapshot's machine has no agent, which would set it"
+        )));
     }
     // The serial port of a machine for a command is connected to nothing.
     let is_for_command =
