@@ -59,7 +59,7 @@ impl ServiceClient {
     }
 }
 
-/// Lets `clients` clients run `count` snippets of one language in all, each of which must give its own answer.
+/// Lets `clients` clients run `count` snippets of a language in all, each of which must give its own answer.
 ///
 /// # Errors
 /// A snippet gives another answer.
