@@ -59,11 +59,16 @@ impl ServiceClient {
     }
 }
 
-/// Lets `clients` clients run `count` snippets in all, each of which must give its own answer.
+/// Lets `clients` clients run `count` snippets of a language in all, each of which must give its own answer.
 ///
 /// # Errors
 /// A snippet gives another answer.
-pub async fn run(address: SocketAddr, count: usize, clients: usize) -> Result<LoadReport> {
+pub async fn run(
+    address: SocketAddr,
+    language: Language,
+    count: usize,
+    clients: usize,
+) -> Result<LoadReport> {
     let client = ServiceClient::new(address);
     let next = Arc::new(AtomicUsize::new(0));
     let start = Instant::now();
@@ -71,39 +76,44 @@ pub async fn run(address: SocketAddr, count: usize, clients: usize) -> Result<Lo
         .map(|_| {
             let (client, next) = (client.clone(), next.clone());
             tokio::spawn(async move {
-                let mut times = Vec::new();
+                let (mut times, mut first_bytes) = (Vec::new(), Vec::new());
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= count {
-                        return Ok::<_, anyhow::Error>(times);
+                        return Ok::<_, anyhow::Error>((times, first_bytes));
                     }
                     let start = Instant::now();
-                    one(&client, number).await?;
+                    first_bytes.push(one(&client, language, number).await?);
                     times.push(start.elapsed());
                 }
             })
         })
         .collect();
-    let mut times = Vec::new();
+    let (mut times, mut first_bytes) = (Vec::new(), Vec::new());
     for task in tasks {
-        times.extend(task.await??);
+        let (of_task, first_bytes_of_task) = task.await??;
+        times.extend(of_task);
+        first_bytes.extend(first_bytes_of_task);
     }
+    let whole = start.elapsed();
     times.sort_unstable();
-    Ok(LoadReport { times, whole: start.elapsed() })
+    first_bytes.sort_unstable();
+    Ok(LoadReport { times, first_bytes, whole })
 }
 
-async fn one(client: &ServiceClient, number: usize) -> Result<()> {
-    let snippet = Snippet {
-        language: Language::Shell,
-        // A machine in which another snippet has run would still have its file.
-        code: "test -e /tmp/mark && exit 99; touch /tmp/mark; read x; echo $((x * 2))".into(),
-        stdin: format!("{number}\n"),
-        timeout_ms: None,
+/// Runs one snippet, and returns the time from the request to the first byte of its output.
+async fn one(client: &ServiceClient, language: Language, number: usize) -> Result<Duration> {
+    // A machine in which another snippet has run would still have its file.
+    let code = match language {
+        Language::Shell => "test -e /tmp/mark && exit 99; : > /tmp/mark; read x; echo $((x * 2))",
+        Language::Python => "open('/tmp/mark', 'x'); print(int(input()) * 2)",
     };
+    let snippet = Snippet { language, code: code.into(), stdin: format!("{number}\n"), timeout_ms: None };
     let (status, report): (_, Report) = client.run(&snippet).await?;
     ensure!(status == StatusCode::OK && report.code == Some(0), "snippet {number}: {status}, {report:?}");
     ensure!(report.stdout == format!("{}\n", number * 2), "snippet {number}: {report:?}");
-    Ok(())
+    let first_byte = report.first_byte_ms.context("a snippet with output has a first byte")?;
+    Ok(Duration::from_secs_f64(first_byte / 1e3))
 }
 
 /// The result of a load.
@@ -111,6 +121,8 @@ async fn one(client: &ServiceClient, number: usize) -> Result<()> {
 pub struct LoadReport {
     /// The time from each request to its answer, in ascending order.
     times: Vec<Duration>,
+    /// The time from each request to the first byte of its snippet's output, in ascending order.
+    first_bytes: Vec<Duration>,
     whole: Duration,
 }
 
@@ -120,16 +132,23 @@ impl LoadReport {
         self.times.len()
     }
 
-    fn quantile(&self, per_cent: usize) -> Duration {
-        let at = (self.times.len() * per_cent / 100).min(self.times.len().saturating_sub(1));
-        self.times.get(at).copied().unwrap_or_default()
+    /// Returns the times from the request to the first byte of output, for people.
+    pub fn first_byte(&self) -> String {
+        let [median, p99] = [50, 99].map(|per_cent| quantile(&self.first_bytes, per_cent));
+        format!("median {median:.1} ms, p99 {p99:.1} ms ({} snippets)", self.count())
     }
+}
+
+/// Returns a quantile of sorted times in milliseconds.
+fn quantile(times: &[Duration], per_cent: usize) -> f64 {
+    let at = (times.len() * per_cent / 100).min(times.len().saturating_sub(1));
+    times.get(at).copied().unwrap_or_default().as_secs_f64() * 1e3
 }
 
 impl std::fmt::Display for LoadReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rate = self.count() as f64 / self.whole.as_secs_f64();
-        let [median, p99] = [50, 99].map(|per_cent| self.quantile(per_cent).as_secs_f64() * 1e3);
+        let [median, p99] = [50, 99].map(|per_cent| quantile(&self.times, per_cent));
         write!(f, "{} snippets, {rate:.1} a second, median {median:.0} ms, p99 {p99:.0} ms", self.count())
     }
 }

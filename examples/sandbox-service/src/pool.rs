@@ -1,203 +1,181 @@
-//! Machines that have booted before they are needed.
+//! The machines of snippets: forks of machines that have booted and have started an interpreter, or, to
+//! compare, machines that boot for one snippet.
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use coracle::agent::AgentError;
-use coracle::config::{AgentConfig, RootConfig, RootKind};
-use coracle::rootfs::{self, RootError};
-use coracle::{BuildError, Grace, Vm};
-use tempfile::NamedTempFile;
-use tokio::sync::{Mutex, mpsc};
-use tokio::time::sleep;
+use coracle::agent::{ExecError, Process, ProcessInfo};
+use coracle::{Fork, Grace, SnapshotError, Template, Vm, VmHandle};
 
-/// The configuration of every machine in a pool.
-pub struct MachinePlan {
-    memory_mib: u64,
-    cpu_percent: Option<u32>,
-    root: Option<Root>,
+use crate::plan::{BOOT_LIMIT, MachinePlan, NoMachine};
+use crate::worker::{Language, OFFER_BRANCH_POINT, SNIPPET};
+
+/// The origin of machines. Each of them is for one snippet.
+pub enum Pool {
+    /// Forks of a template for each language.
+    Forks(Vec<Prepared>),
+    /// A boot for each snippet.
+    Boots(MachinePlan),
 }
 
-/// The root file system, which all machines read, each with a writable layer of its own.
-enum Root {
-    /// The operator's image.
-    Image(PathBuf),
-    /// Made once from a directory or a tar; deleted with the pool.
-    Made(NamedTempFile),
-}
-
-/// Why there is no machine.
-#[derive(Debug)]
-pub enum NoMachine {
-    /// The machine could not be built.
-    Build(BuildError),
-    /// The machine was built, but its agent did not become ready.
-    Boot(AgentError),
-}
-
-impl MachinePlan {
-    /// Creates a plan: with this root, or the default guest's; with this much memory; and with at most this
-    /// share of one CPU.
-    ///
-    /// # Errors
-    /// The root cannot be read, or its image cannot be created.
-    pub fn new(
-        root: Option<&Path>,
-        memory_mib: u64,
-        cpu_percent: Option<u32>,
-    ) -> Result<MachinePlan, PlanError> {
-        let root = root.map(Root::new).transpose()?;
-        Ok(MachinePlan { memory_mib, cpu_percent, root })
-    }
-
-    /// Boots a machine and waits for its agent.
-    async fn boot(&self) -> Result<Vm, NoMachine> {
-        let mut builder = Vm::builder().append("quiet").memory_mib(self.memory_mib);
-        builder = match &self.root {
-            None => builder.agent(AgentConfig::default()),
-            Some(root) => builder.root_image(root.path()),
-        };
-        if let Some(percent) = self.cpu_percent {
-            builder = builder.cpu_quota_percent(percent);
-        }
-        let vm = builder.boot_timeout(BOOT_LIMIT).start_async().await.map_err(NoMachine::Build)?;
-        match vm.handle().wait_ready_async(BOOT_LIMIT).await {
-            Ok(_) => Ok(vm),
-            Err(error) => {
-                // If the machine has already ended, the error says why.
-                let _ = vm.stop_async(Grace::NONE).await;
-                Err(NoMachine::Boot(error))
-            }
-        }
-    }
-}
-
-/// The defect of a plan.
-#[derive(Debug)]
-pub enum PlanError {
-    /// The root file system cannot be used.
-    Root(RootError),
-    /// There is no room for the image of the root.
-    Image(io::Error),
-}
-
-impl Root {
-    fn new(path: &Path) -> Result<Root, PlanError> {
-        if rootfs::kind_of(path).map_err(PlanError::Root)? == RootKind::Image {
-            return Ok(Root::Image(path.to_owned()));
-        }
-        let image = NamedTempFile::new().map_err(PlanError::Image)?;
-        rootfs::write_image(&RootConfig::new(path), image.as_file()).map_err(PlanError::Root)?;
-        Ok(Root::Made(image))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Root::Image(path) => path,
-            Root::Made(file) => file.path(),
-        }
-    }
-}
-
-/// Machines that are ready. When one is taken, another boots.
-pub struct Pool {
-    ready: Mutex<mpsc::Receiver<Vm>>,
-    waiting: Arc<AtomicUsize>,
+/// A template whose interpreter waits for a snippet.
+pub struct Prepared {
+    language: Language,
+    template: Template,
+    /// The interpreter, which has the same number in all forks.
+    worker: ProcessInfo,
 }
 
 /// A machine for one snippet. Dropping it stops the machine without waiting.
-pub struct Lease(Option<Vm>);
+pub(crate) struct Lease {
+    handle: VmHandle,
+    vm: Option<Vm>,
+}
+
+/// A snippet that runs in a machine of its own.
+pub struct Running {
+    /// The snippet.
+    pub(crate) process: Process,
+    /// Its machine, which goes with it.
+    pub(crate) lease: Lease,
+}
+
+/// The reason why a snippet does not run.
+#[derive(Debug)]
+pub enum NotStarted {
+    /// The root file system has no interpreter for it.
+    NoInterpreter(Language),
+    /// There is no machine.
+    NoMachine(NoMachine),
+    /// The machine refuses the snippet.
+    Command(ExecError),
+}
 
 impl Pool {
-    /// Keeps up to `warm` machines ready, and at least one.
-    pub fn start(plan: MachinePlan, warm: usize) -> Pool {
-        let (sender, ready) = mpsc::channel(warm.max(1));
-        let (plan, waiting) = (Arc::new(plan), Arc::new(AtomicUsize::new(0)));
-        for _ in 0..AT_ONCE {
-            tokio::spawn(fill(plan.clone(), sender.clone(), waiting.clone()));
+    /// Prepares a template for each language that the machines have an interpreter for.
+    ///
+    /// # Errors
+    /// A machine does not boot, or its interpreter does not get ready.
+    pub async fn of_forks(plan: &MachinePlan) -> Result<Pool, NoMachine> {
+        let first = Lease::new(plan.boot().await?);
+        let has_python = has_interpreter(&first.handle, Language::Python).await?;
+        let mut prepared = vec![Prepared::new(first, Language::Shell).await?];
+        if has_python {
+            let second = Lease::new(plan.boot().await?);
+            prepared.push(Prepared::new(second, Language::Python).await?);
         }
-        Pool { ready: Mutex::new(ready), waiting }
+        Ok(Pool::Forks(prepared))
     }
 
-    /// Takes a machine, as soon as one is ready.
-    pub async fn take(&self) -> Option<Lease> {
-        loop {
-            let vm = self.ready.lock().await.recv().await?;
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            // A machine that ended while it waited is useless.
-            let is_running = vm.handle().wait_for(Duration::ZERO).is_none();
-            let lease = Lease(Some(vm));
-            if is_running {
-                return Some(lease);
+    /// Returns the languages for which there is an interpreter, as far as this is known.
+    pub fn languages(&self) -> Vec<Language> {
+        match self {
+            Pool::Forks(prepared) => prepared.iter().map(|prepared| prepared.language).collect(),
+            Pool::Boots(_) => Language::ALL.to_vec(),
+        }
+    }
+
+    /// Starts a snippet in a machine of its own. The machine ends by itself after `limit`.
+    ///
+    /// # Errors
+    /// See [`NotStarted`].
+    pub async fn start(
+        &self,
+        language: Language,
+        code: String,
+        limit: Duration,
+    ) -> Result<Running, NotStarted> {
+        match self {
+            Pool::Forks(all) => {
+                let prepared = all.iter().find(|prepared| prepared.language == language);
+                prepared.ok_or(NotStarted::NoInterpreter(language))?.start(code, limit).await
+            }
+            Pool::Boots(plan) => {
+                let lease = Lease::new(plan.boot().await.map_err(NotStarted::NoMachine)?);
+                let process = language.command(&lease.handle, &code).spawn_async().await;
+                Ok(Running { process: process.map_err(NotStarted::Command)?, lease })
             }
         }
-    }
-
-    /// Returns the number of machines that are ready.
-    pub fn warm(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
     }
 }
 
-/// Boots machines for as long as the pool exists.
-async fn fill(plan: Arc<MachinePlan>, pool: mpsc::Sender<Vm>, waiting: Arc<AtomicUsize>) {
-    // Reserve the slot first: a machine that waits outside the pool would be one more than requested.
-    while let Ok(place) = pool.reserve().await {
-        match plan.boot().await {
-            Ok(vm) => {
-                waiting.fetch_add(1, Ordering::Relaxed);
-                place.send(vm);
-            }
-            Err(error) => {
-                eprintln!("sandbox-service: no machine: {error}");
-                sleep(PAUSE).await;
-            }
-        }
+async fn has_interpreter(guest: &VmHandle, language: Language) -> Result<bool, NoMachine> {
+    match guest.exec([language.interpreter(), "-c", ""]).timeout(BOOT_LIMIT).status_async().await {
+        Ok(_) => Ok(true),
+        Err(ExecError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(NoMachine::Interpreter(error)),
     }
+}
+
+impl Prepared {
+    /// Starts the interpreter, freezes the machine where it waits, and tries a fork.
+    async fn new(first: Lease, language: Language) -> Result<Prepared, NoMachine> {
+        let guest = &first.handle;
+        let offer = guest.exec(["sh", "-c", OFFER_BRANCH_POINT]).timeout(BOOT_LIMIT).output_async();
+        let offer = offer.await.map_err(NoMachine::Interpreter)?;
+        if !offer.status.success() {
+            return Err(NoMachine::Offer(String::from_utf8_lossy(&offer.stderr).into_owned()));
+        }
+        let worker = language.command(guest, language.worker()).timeout(BOOT_LIMIT).spawn_async().await;
+        let worker = worker.map_err(NoMachine::Interpreter)?;
+        let agent = guest.agent().map_err(NoMachine::Boot)?;
+        // The interpreter is not root's. It runs nothing but its own code yet.
+        let point = match agent.wait_branch_point_of_any_user_async(BOOT_LIMIT).await {
+            Ok(point) => point,
+            Err(error) => {
+                let printed = worker.wait_with_output_async().await.map(|output| output.stderr);
+                let printed = String::from_utf8_lossy(&printed.unwrap_or_default()).into_owned();
+                return Err(NoMachine::BranchPoint(error, printed));
+            }
+        };
+        let template = guest.freeze_async().await.map_err(NoMachine::Fork)?;
+        drop((point, worker));
+        let fork = fork(&template, String::new(), BOOT_LIMIT).await.map_err(NoMachine::Fork)?;
+        let workers = fork.handle.processes_async().await.map_err(NoMachine::Boot)?;
+        let worker = workers.into_iter().next().ok_or(NoMachine::Interpreter(ExecError::NoCommand))?;
+        Ok(Prepared { language, template, worker })
+    }
+
+    async fn start(&self, code: String, limit: Duration) -> Result<Running, NotStarted> {
+        let lease = fork(&self.template, code, limit.saturating_add(MARGIN)).await;
+        let lease = lease.map_err(|error| NotStarted::NoMachine(NoMachine::Fork(error)))?;
+        let process = lease.handle.attach_async(&self.worker).await.map_err(NotStarted::Command)?;
+        Ok(Running { process, lease })
+    }
+}
+
+/// Starts a fork with this snippet, which ends by itself after `limit`.
+async fn fork(template: &Template, code: String, limit: Duration) -> Result<Lease, SnapshotError> {
+    let adapt = move |_, fork: Fork| fork.env(SNIPPET, &code).timeout(limit);
+    let mut forks = template.fork_async(1, adapt).await?;
+    forks.pop().map(Lease::new).ok_or(SnapshotError::Ended)
 }
 
 impl Lease {
-    /// Returns the machine.
-    pub fn vm(&self) -> Option<&Vm> {
-        self.0.as_ref()
+    fn new(vm: Vm) -> Lease {
+        Lease { handle: vm.handle(), vm: Some(vm) }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(vm) = self.0.take() {
+        if let Some(vm) = self.vm.take() {
             // Its ending does not matter: everything that a snippet leaves is discarded with it.
             tokio::spawn(vm.stop_async(Grace::NONE));
         }
     }
 }
 
-impl std::fmt::Display for NoMachine {
+impl std::fmt::Display for NotStarted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            NoMachine::Build(error) => error.fmt(f),
-            NoMachine::Boot(error) => error.fmt(f),
+            NotStarted::NoInterpreter(language) => {
+                write!(f, "the root file system has no {}", language.interpreter())
+            }
+            NotStarted::NoMachine(error) => write!(f, "no machine: {error}"),
+            NotStarted::Command(error) => error.fmt(f),
         }
     }
 }
 
-impl std::fmt::Display for PlanError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            PlanError::Root(error) => f.write_str(&coracle::error::whole(error)),
-            PlanError::Image(error) => write!(f, "no place for the image of the root: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for PlanError {}
-
-/// How long a machine may take to boot: a stock kernel on an emulated host takes half of it.
-const BOOT_LIMIT: Duration = Duration::from_secs(30);
-/// How long to wait after a failure, which is likely to persist.
-const PAUSE: Duration = Duration::from_secs(1);
-/// The number of machines that boot at the same time.
-const AT_ONCE: usize = 2;
+/// The time that a machine has besides its snippet's: the service ends both before, unless it hangs.
+const MARGIN: Duration = Duration::from_secs(10);

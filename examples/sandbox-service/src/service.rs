@@ -1,4 +1,4 @@
-//! The service: `POST /run` runs a snippet, `GET /health` reports the state of the pool.
+//! The service: `POST /run` runs a snippet, `GET /health` reports the state of the service.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,11 +7,13 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use coracle::agent::{ExecError, ExecStatus, Rlimit};
+use coracle::agent::ExecStatus;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-use crate::pool::{Lease, Pool};
+use crate::pool::{NotStarted, Pool, Running};
+use crate::run::Run;
+pub use crate::worker::Language;
 
 /// A snippet of code to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,16 +28,6 @@ pub struct Snippet {
     pub stdin: String,
     /// The time limit of the snippet, if it is shorter than the service's own.
     pub timeout_ms: Option<u64>,
-}
-
-/// The interpreter of a snippet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Language {
-    /// `sh`.
-    Shell,
-    /// `python3`, if the root file system has it.
-    Python,
 }
 
 /// The result of a snippet.
@@ -53,17 +45,12 @@ pub struct Report {
     pub stdout: String,
     /// Its standard error, likewise.
     pub stderr: String,
-    /// The time from the start of the command to its end.
+    /// The time from the request to the first byte of its output; none if it wrote nothing.
+    pub first_byte_ms: Option<f64>,
+    /// The time from the start of the snippet in its machine to its end.
     pub run_ms: f64,
     /// The time from the request to the answer, including the wait for a machine.
     pub total_ms: f64,
-}
-
-impl Report {
-    fn record_output(&mut self, stdout: &[u8], stderr: &[u8]) {
-        self.stdout = String::from_utf8_lossy(stdout).into_owned();
-        self.stderr = String::from_utf8_lossy(stderr).into_owned();
-    }
 }
 
 /// The body of a refusal.
@@ -73,11 +60,11 @@ pub struct Refusal {
     pub error: String,
 }
 
-/// The state of the pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The state of the service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// The number of machines that are ready.
-    pub warm: usize,
+    /// The languages of snippets that it runs.
+    pub languages: Vec<Language>,
     /// The number of snippets that are running.
     pub running: usize,
 }
@@ -113,84 +100,70 @@ type Answer = Result<Json<Report>, (StatusCode, Json<Refusal>)>;
 
 async fn run(State(service): State<Arc<Service>>, Json(snippet): Json<Snippet>) -> Answer {
     let start = Instant::now();
-    let place = async { (service.places.acquire().await.ok(), service.pool.take().await) };
-    let Ok((Some(_place), Some(lease))) = tokio::time::timeout(service.limits.queue, place).await else {
+    let Snippet { language, code, stdin, timeout_ms } = snippet;
+    check(&code)?;
+    let limit =
+        timeout_ms.map_or(service.limits.run, |own| service.limits.run.min(Duration::from_millis(own)));
+    let begin = async {
+        let place = service.places.acquire().await.ok();
+        (place, service.pool.start(language, code, limit).await)
+    };
+    let Ok((_place, running)) = tokio::time::timeout(service.limits.queue, begin).await else {
         return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "no machine is free; try again later"));
     };
-    let mut report = run_in(&lease, snippet, service.limits.run).await?;
-    report.total_ms = milliseconds(start);
-    Ok(Json(report))
+    let Running { process, lease: _lease } = running.map_err(|error| {
+        let status = match error {
+            NotStarted::NoMachine(_) => StatusCode::SERVICE_UNAVAILABLE,
+            NotStarted::NoInterpreter(_) | NotStarted::Command(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        refusal(status, &error.to_string())
+    })?;
+    let began = Instant::now();
+    // Dropping the future, because the client has gone, ends the machine.
+    let run = Run::of(process, &stdin, limit, MAX_OUTPUT).await;
+    // Whatever a snippet does to its machine is not the service's fault.
+    let run = run.map_err(|error| refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string()))?;
+    Ok(Json(Report {
+        code: run.status.and_then(ExecStatus::code),
+        signal: run.status.and_then(ExecStatus::signal),
+        timed_out: run.status.is_none() && !run.cut_off,
+        cut_off: run.cut_off,
+        stdout: String::from_utf8_lossy(&run.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&run.stderr).into_owned(),
+        first_byte_ms: run.first_byte.map(|at| milliseconds(at.duration_since(start))),
+        run_ms: milliseconds(began.elapsed()),
+        total_ms: milliseconds(start.elapsed()),
+    }))
 }
 
-/// Runs a snippet. Dropping the future, because the client has gone, ends the machine.
-async fn run_in(
-    lease: &Lease,
-    snippet: Snippet,
-    limit: Duration,
-) -> Result<Report, (StatusCode, Json<Refusal>)> {
-    let Some(vm) = lease.vm() else {
-        return Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, "the machine has gone"));
-    };
-    let limit = snippet.timeout_ms.map_or(limit, |own| limit.min(Duration::from_millis(own)));
-    let interpreter = match snippet.language {
-        Language::Shell => "sh",
-        Language::Python => "python3",
-    };
-    let exec = vm.exec([interpreter, "-c", &snippet.code]);
-    let exec = exec.user(NOBODY).cwd("/tmp").stdin(snippet.stdin.as_str());
-    let start = Instant::now();
-    // A machine serves one snippet. These limits keep the guest able to report how the snippet ended.
-    let exec = exec.max_processes(MAX_PROCESSES).rlimit(Rlimit::Core, 0).kill_tree(true);
-    let end = exec.timeout(limit).output_limit(MAX_OUTPUT).output_async().await;
-    let mut report = Report {
-        code: None,
-        signal: None,
-        timed_out: false,
-        cut_off: false,
-        stdout: String::new(),
-        stderr: String::new(),
-        run_ms: milliseconds(start),
-        total_ms: 0.0,
-    };
-    match end {
-        Ok(output) => {
-            match output.status {
-                ExecStatus::Code(code) => report.code = Some(code),
-                ExecStatus::Signal(signal) => report.signal = Some(signal),
-            }
-            report.record_output(&output.stdout, &output.stderr);
-        }
-        Err(ExecError::TimedOut { written, .. }) => {
-            report.timed_out = true;
-            report.record_output(&written.stdout, &written.stderr);
-        }
-        Err(ExecError::OutputLimit { written, .. }) => {
-            report.cut_off = true;
-            report.record_output(&written.stdout, &written.stderr);
-        }
-        // Whatever a snippet does to its machine, or a missing interpreter, is not the service's fault.
-        Err(error) => return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())),
+/// Refuses code that does not fit into a variable of a guest.
+fn check(code: &str) -> Result<(), (StatusCode, Json<Refusal>)> {
+    if code.len() > MAX_CODE {
+        let error =
+            format!("the code has {} bytes, and {MAX_CODE} are allowed; pass data on stdin", code.len());
+        return Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, &error));
     }
-    Ok(report)
+    if code.contains('\0') {
+        return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, "the code has a zero byte; leave it out"));
+    }
+    Ok(())
 }
 
 async fn health(State(service): State<Arc<Service>>) -> Json<Health> {
     let running = service.limits.at_once - service.places.available_permits();
-    Json(Health { warm: service.pool.warm(), running })
+    Json(Health { languages: service.pool.languages(), running })
 }
 
 fn refusal(status: StatusCode, error: &str) -> (StatusCode, Json<Refusal>) {
     (status, Json(Refusal { error: error.into() }))
 }
 
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
-/// A snippet does not need root's rights, although they would end at the machine's boundary.
-const NOBODY: &str = "65534:65534";
-/// The number of processes and threads of a snippet, which contains a fork bomb.
-const MAX_PROCESSES: u32 = 64;
+/// The maximum size of a snippet's code, which is that of an argument in Linux.
+const MAX_CODE: usize = 128 << 10;
 /// The maximum size of a request: a snippet and its input.
 const LARGEST_REQUEST: usize = 1 << 20;
 /// The maximum size of both outputs together, so that many requests at once do not exhaust the service's

@@ -80,7 +80,7 @@ async fn report(client: &ServiceClient, snippet: &Snippet) -> Report {
 
 #[tokio::test]
 async fn snippets_have_machines_limits_and_reports_of_their_own() {
-    let service = service!("--warm", "1");
+    let service = service!();
     let client = service.client();
 
     let snippet = Snippet { stdin: "words".into(), ..shell("cat; id -u >&2; exit 3") };
@@ -101,24 +101,68 @@ async fn snippets_have_machines_limits_and_reports_of_their_own() {
     let flood = report(&client, &shell("yes")).await;
     assert_eq!((flood.cut_off, flood.stdout.len()), (true, 1 << 20));
 
+    // A process that stays behind ends with its snippet.
+    let behind = report(&client, &shell("sleep 1000 & echo done")).await;
+    assert_eq!((behind.code, behind.stdout.as_str()), (Some(0), "done\n"));
+    assert!(behind.first_byte_ms.unwrap() <= behind.total_ms);
+    // A snippet that does not read its input is not waited for.
+    let deaf = Snippet { stdin: "x".repeat(500_000), ..shell("echo 'it'\\''s') ") };
+    assert_eq!(report(&client, &deaf).await.code, Some(2), "a broken snippet ends with the shell's code");
+    let deaf = Snippet { stdin: "x".repeat(500_000), ..shell("echo 'it'\\''s'") };
+    assert_eq!(report(&client, &deaf).await.stdout, "it's\n");
+
     let python = Snippet { language: Language::Python, ..shell("print(1)") };
     let (status, refusal): (_, Refusal) = client.run(&python).await.unwrap();
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert!(refusal.error.contains("python3"), "the default guest has none: {refusal:?}");
+    refuses_bad_code(&client).await;
+    service.end();
+}
+
+async fn refuses_bad_code(client: &ServiceClient) {
+    let refused = async |code: String| client.run::<Refusal>(&shell(&code)).await.unwrap();
+    let (status, refusal) = refused("#".repeat((128 << 10) + 1)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(refusal.error.contains("the code has 131073 bytes, and 131072 are allowed"), "{refusal:?}");
+    let (status, refusal) = refused("echo \0A=b".into()).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(refusal.error.contains("zero byte"), "{refusal:?}");
+    let longest = format!("echo start\n{}", "#".repeat((128 << 10) - 11));
+    assert_eq!(report(client, &shell(&longest)).await.stdout, "start\n");
+}
+
+/// Forks of one template share its memory, but no random numbers.
+#[tokio::test]
+async fn snippets_draw_random_numbers_of_their_own() {
+    let service = service!();
+    let client = service.client();
+    let draw = shell("head -c 16 /dev/urandom | hexdump; echo $RANDOM $RANDOM; echo $CORACLE_FORK_ID");
+    let mut drawn = std::collections::HashSet::new();
+    for _ in 0..4 {
+        let report = report(&client, &draw).await;
+        for line in report.stdout.lines().filter(|line| !line.starts_with("0000010")) {
+            assert!(drawn.insert(line.to_owned()), "{line} again: {drawn:?}");
+        }
+    }
+    assert_eq!(drawn.len(), 12, "{drawn:?}");
     service.end();
 }
 
 #[tokio::test]
-async fn many_clients_get_each_its_own_answer_and_the_pool_is_filled_again() {
-    let service = service!("--warm", "1", "--at-once", "3");
+async fn many_clients_get_each_its_own_answer_and_their_machines_end() {
+    let service = service!("--at-once", "3");
     let client = service.client();
-    let loaded = load::run(service.address, 6, 3).await.unwrap();
+    let loaded = load::run(service.address, Language::Shell, 6, 3).await.unwrap();
     assert_eq!(loaded.count(), 6);
-    println!("{loaded}");
-    let deadline = Instant::now() + Duration::from_secs(60);
+    println!("{loaded}, first byte {}", loaded.first_byte());
+    // A client that goes does not leave its snippet behind.
+    let forever = Snippet { timeout_ms: None, ..shell("sleep 1000") };
+    let gone = tokio::time::timeout(Duration::from_secs(2), client.run::<Report>(&forever)).await;
+    assert!(gone.is_err());
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let (_, health): (_, Health) = client.ask(Method::GET, "/health", Body::empty()).await.unwrap();
-        if health == (Health { warm: 1, running: 0 }) {
+        if health == (Health { languages: vec![Language::Shell], running: 0 }) {
             break;
         }
         assert!(Instant::now() < deadline, "{health:?}");
@@ -134,11 +178,9 @@ fn what_cannot_be_served_is_refused_in_one_line() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/no/such") && !said.contains("stack backtrace"), "{said}");
-    for option in ["--warm", "--at-once"] {
-        for value in ["0", "18446744073709551615"] {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-service"));
-            let output = command.args([option, value]).output().unwrap();
-            assert_eq!(output.status.code(), Some(2), "{option} {value}: {output:?}");
-        }
+    for value in ["0", "18446744073709551615"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-service"));
+        let output = command.args(["--at-once", value]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{value}: {output:?}");
     }
 }
