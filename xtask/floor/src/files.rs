@@ -5,14 +5,17 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use kvm_bindings::{CpuId, Msrs};
+use kvm_bindings::{
+    CpuId, Msrs, kvm_clock_data, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
 use kvm_ioctls::Kvm;
 
 use crate::forks::{State, Template};
 
 impl Template {
-    /// Writes the template to two files in `folder`, `state` and `memory`; of the memory, `touched`, which are
-    /// offset and length.
+    /// Writes the template to two files in `folder`, `state` and `memory`; of the memory, `touched`, which
+    /// are offset and length.
     ///
     /// # Errors
     /// The files cannot be written.
@@ -49,23 +52,19 @@ impl Template {
         let kvm = Kvm::new()?;
         let content = fs::read(folder.join("state"))?;
         let from = &mut content.as_slice();
-        // SAFETY: the types are plain integers, for which all bytes are values.
-        let (cpuid, state) = unsafe {
-            let cpuid = CpuId::from_entries(&read_list(from)?).map_err(|_| io::ErrorKind::InvalidData)?;
-            let msrs = Msrs::from_entries(&read_list(from)?).map_err(|_| io::ErrorKind::InvalidData)?;
-            let state = State {
-                msrs,
-                clock: read(from)?,
-                sregs: read(from)?,
-                xcrs: read(from)?,
-                xsave: read(from)?,
-                lapic: read(from)?,
-                regs: read(from)?,
-                debug: read(from)?,
-                events: read(from)?,
-                mp: read(from)?,
-            };
-            (cpuid, state)
+        let cpuid = CpuId::from_entries(&read_list(from)?).map_err(|_| io::ErrorKind::InvalidData)?;
+        let msrs = Msrs::from_entries(&read_list(from)?).map_err(|_| io::ErrorKind::InvalidData)?;
+        let state = State {
+            msrs,
+            clock: read(from)?,
+            sregs: read(from)?,
+            xcrs: read(from)?,
+            xsave: read(from)?,
+            lapic: read(from)?,
+            regs: read(from)?,
+            debug: read(from)?,
+            events: read(from)?,
+            mp: read(from)?,
         };
         let file = File::open(folder.join("memory"))?;
         let bytes = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
@@ -73,36 +72,52 @@ impl Template {
     }
 }
 
-/// Appends the bytes of a structure of KVM's interface.
-fn write<T>(to: &mut Vec<u8>, value: &T) {
-    // SAFETY: KVM has filled all of it, and it has no padding that anybody looks at.
+/// A structure of integers: all bytes are a value of it.
+///
+/// # Safety
+/// Each pattern of bytes is a value of the type.
+unsafe trait Plain: Sized {}
+
+macro_rules! plain {
+    ($($name:ty),*) => {
+        // SAFETY: they are structures and unions of integers (Linux, `arch/x86/include/uapi/asm/kvm.h`).
+        $(unsafe impl Plain for $name {})*
+    };
+}
+
+plain!(
+    usize,
+    kvm_cpuid_entry2,
+    kvm_msr_entry,
+    kvm_clock_data,
+    kvm_sregs,
+    kvm_xcrs,
+    kvm_xsave,
+    kvm_lapic_state
+);
+plain!(kvm_regs, kvm_debugregs, kvm_vcpu_events, kvm_mp_state);
+
+/// Appends the bytes of a structure.
+fn write<T: Plain>(to: &mut Vec<u8>, value: &T) {
+    // SAFETY: the bytes are those of `value`, whose padding is zero, as KVM or a default has made it.
     to.extend_from_slice(unsafe { std::slice::from_raw_parts((&raw const *value).cast(), size_of::<T>()) });
 }
 
-fn write_list<T>(to: &mut Vec<u8>, values: &[T]) {
+fn write_list<T: Plain>(to: &mut Vec<u8>, values: &[T]) {
     write(to, &values.len());
     values.iter().for_each(|value| write(to, value));
 }
 
 /// Takes a structure from the front of `from`.
-///
-/// # Safety
-/// All bytes must be a value of `T`.
-unsafe fn read<T>(from: &mut &[u8]) -> io::Result<T> {
+fn read<T: Plain>(from: &mut &[u8]) -> io::Result<T> {
     let (bytes, rest) = from.split_at_checked(size_of::<T>()).ok_or(io::ErrorKind::UnexpectedEof)?;
     *from = rest;
-    // SAFETY: there are as many bytes, and the caller has agreed to what they are.
+    // SAFETY: there are as many bytes, and all are a value.
     Ok(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// Takes a list from the front of `from`.
-///
-/// # Safety
-/// All bytes must be values of `T`.
-unsafe fn read_list<T>(from: &mut &[u8]) -> io::Result<Vec<T>> {
-    // SAFETY: all bytes are a number; the caller has agreed to the others.
-    unsafe {
-        let count: usize = read(from)?;
-        (0..count).map(|_| read(from)).collect()
-    }
+fn read_list<T: Plain>(from: &mut &[u8]) -> io::Result<Vec<T>> {
+    let count: usize = read(from)?;
+    (0..count).map(|_| read(from)).collect()
 }

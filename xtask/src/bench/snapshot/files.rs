@@ -109,8 +109,8 @@ pub(super) fn writes(part: &SnapshotPart) -> Result<Writes> {
     Ok(Writes { times, grown_kib })
 }
 
-/// Writes snapshots with the memory that has changed, a tenth of `count` MiB, each beside one write and sync of
-/// as many bytes.
+/// Writes snapshots with the memory that has changed, a tenth of `count` MiB, each beside one write and sync
+/// of as many bytes.
 pub(super) fn increments(part: &SnapshotPart) -> Result<Times> {
     let folder = Folder::new(part)?;
     let mib = u8::try_from(part.count)?;

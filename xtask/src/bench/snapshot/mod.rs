@@ -201,8 +201,8 @@ fn print_times(name: &str, times: &Times, target: &str) {
     println!("{name:32}{cells}{above:10.3}{target:>9}");
 }
 
-/// Prints the rows of snapshots in files. The floor of a restore is the program `kvm-floor`, and that of writing
-/// is one write and sync of the same bytes.
+/// Prints the rows of snapshots in files. The floor of a restore is the program `kvm-floor`, and that of
+/// writing is one write and sync of the same bytes.
 fn print_files(bench: &Bench, rounds: u32) -> Result<()> {
     let Folders { disk, memory } = &bench.folders;
     let restores = [("exec to next byte, 128 MiB", SMALL, "3.0"), ("exec to next byte, 4 GiB", 4 << 10, "-")];
