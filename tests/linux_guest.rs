@@ -46,6 +46,8 @@ mod exit_codes;
 mod forks;
 #[path = "linux/formats.rs"]
 mod formats;
+#[path = "linux/identity.rs"]
+mod identity;
 #[path = "linux/many.rs"]
 mod many;
 #[path = "linux/net.rs"]
@@ -54,6 +56,8 @@ mod net;
 mod root;
 #[path = "linux/shell.rs"]
 mod shell;
+#[path = "linux/snapshots.rs"]
+mod snapshots;
 #[path = "linux/surroundings.rs"]
 mod surroundings;
 #[path = "linux/tools.rs"]
