@@ -48,8 +48,8 @@ fn freeze(vm: &Vm) -> Template {
     vm.freeze().unwrap()
 }
 
-/// Checks that the forks have names and ids of their own, and random numbers. Without those of the agent, all
-/// of them would draw the same.
+/// Checks that the forks have names and ids of their own, and random numbers. A young kernel renews those by
+/// itself within a second or two; `identity` tests them on older ones.
 pub(super) fn each_is_another(forks: &[Vm]) {
     let draw = "head -c 16 /dev/urandom | hexdump; cat /proc/sys/kernel/random/uuid";
     let drawn: HashSet<String> = forks.iter().map(|fork| sh(fork, draw)).collect();

@@ -141,7 +141,7 @@ impl Busy {
         sh(vm, "while [ ! -s /tmp/written ]; do sleep 0.1; done");
         // The blocks are in the guest's memory when the machine is saved.
         sh(vm, "dd if=/dev/urandom of=/dev/vda bs=64k seek=3 count=16 2> /dev/null");
-        let checksum = sh(vm, "sha256sum < /dev/vda");
+        let checksum = sh(vm, "sha256sum < /dev/vda; dmesg -c > /dev/null");
         Busy { piped, counting, terminal, connection, checksum }
     }
 }
@@ -390,5 +390,9 @@ const COW: &str = "cow,cow-size=2M";
 const GAP: Duration = Duration::from_secs(60);
 /// The seconds of a timer that is due during the gap.
 const TIMER: f64 = 50.0;
-/// Prints what the kernel complains about.
-const COMPLAINTS: &str = "dmesg | grep -iE 'lockup|unstable|stall|BUG:|WARNING:|blocked for'; true";
+/// Prints what the kernel has complained about since the machine was saved. On a busy host, it finds the TSC
+/// unstable, but it does not use that.
+const COMPLAINTS: &str = "
+    grep -vx kvm-clock /sys/devices/system/clocksource/clocksource0/current_clocksource
+    dmesg | grep -iE 'lockup|stall|BUG:|WARNING:|blocked for'
+    true";
