@@ -36,6 +36,8 @@ mod limits;
 mod modules;
 #[path = "emulated_host/run.rs"]
 mod run;
+#[path = "emulated_host/snapshots.rs"]
+mod snapshots;
 
 use run::{Lines, Run, Scratch};
 

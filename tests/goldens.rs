@@ -27,7 +27,7 @@ fn folder(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/goldens/snapshot-{format}"))
 }
 
-/// One field or element in each line.
+/// Breaks the text of a structure into lines.
 fn lines(fields: &str) -> String {
     let (mut text, mut width) = (String::new(), 0);
     for piece in fields.split_inclusive(", ") {

@@ -48,6 +48,8 @@ mod forks;
 mod forks_net;
 #[path = "linux/formats.rs"]
 mod formats;
+#[path = "linux/identity.rs"]
+mod identity;
 #[path = "linux/many.rs"]
 mod many;
 #[path = "linux/net.rs"]
@@ -58,6 +60,8 @@ mod restore;
 mod root;
 #[path = "linux/shell.rs"]
 mod shell;
+#[path = "linux/snapshots.rs"]
+mod snapshots;
 #[path = "linux/surroundings.rs"]
 mod surroundings;
 #[path = "linux/tools.rs"]

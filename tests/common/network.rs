@@ -35,6 +35,14 @@ pub fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {output:?}");
 }
 
+/// Runs `ip` with each of these lines in the network of this thread.
+#[track_caller]
+pub fn ip_batch(lines: &str) {
+    let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "ip -batch: {lines}");
+}
+
 /// Creates a tap and brings it up.
 #[track_caller]
 pub fn tap(name: &str) {

@@ -13,7 +13,7 @@ use coracle::{Template, Vm, VmBuilder};
 use super::{common, data, no_linux};
 
 /// Far longer than anything takes on an emulated host.
-const LIMIT: Duration = Duration::from_secs(250);
+pub(super) const LIMIT: Duration = Duration::from_secs(250);
 
 fn guest(kernel: GuestData, transport: AgentTransport) -> VmBuilder {
     VmBuilder::new(VmConfig {
@@ -26,12 +26,12 @@ fn guest(kernel: GuestData, transport: AgentTransport) -> VmBuilder {
 }
 
 /// The kernel that boots fastest.
-fn quick_kernel() -> GuestData {
+pub(super) fn quick_kernel() -> GuestData {
     let tuned = guest_data::find(GuestData::TunedVmlinux).is_ok();
     if tuned { GuestData::TunedVmlinux } else { GuestData::GuestVmlinux }
 }
 
-fn sh(vm: &Vm, script: &str) -> String {
+pub(super) fn sh(vm: &Vm, script: &str) -> String {
     let output = vm.exec(["sh", "-c", script]).timeout(LIMIT).output().unwrap();
     assert_eq!(output.status, ExecStatus::Code(0), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -48,9 +48,9 @@ fn freeze(vm: &Vm) -> Template {
     vm.freeze().unwrap()
 }
 
-/// Checks that the forks have names and ids of their own, and random numbers. Without those of the agent, all
-/// of them would draw the same.
-fn each_is_another(forks: &[Vm]) {
+/// Checks that the forks have names and ids of their own, and random numbers. A young kernel renews those by
+/// itself within a second or two; `identity` tests them on older ones.
+pub(super) fn each_is_another(forks: &[Vm]) {
     let draw = "head -c 16 /dev/urandom | hexdump; cat /proc/sys/kernel/random/uuid";
     let drawn: HashSet<String> = forks.iter().map(|fork| sh(fork, draw)).collect();
     assert_eq!(drawn.len(), forks.len(), "{drawn:?}");
@@ -67,14 +67,14 @@ fn each_is_another(forks: &[Vm]) {
 }
 
 /// Starts a command that answers each line with its number.
-fn counting(vm: &Vm) -> Process {
+pub(super) fn counting(vm: &Vm) -> Process {
     let script = "i=0; while read line; do i=$((i+1)); echo $line $i; done; echo end";
     let mut process = vm.exec(["sh", "-c", script]).stdin(ExecInput::Piped).spawn().unwrap();
     say(&mut process, "one", "one 1\n");
     process
 }
 
-fn say(process: &mut Process, line: &str, answer: &str) {
+pub(super) fn say(process: &mut Process, line: &str, answer: &str) {
     let stdin = process.stdin.as_mut().unwrap();
     stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
     let mut read = vec![0; answer.len()];

@@ -13,12 +13,12 @@ use super::shell::Shell;
 /// Bytes whose checksum shows whether all of them arrived.
 const LEN: usize = 1_000_000;
 
-fn bytes() -> Vec<u8> {
+pub(super) fn bytes() -> Vec<u8> {
     (0..LEN as u32).flat_map(|at| [(at.wrapping_mul(2_654_435_761) >> 13) as u8]).collect()
 }
 
 /// Serves [`bytes`] to the first HTTP client, receives bytes from the next, and returns those.
-fn serve_bytes(address: &str) -> thread::JoinHandle<Vec<u8>> {
+pub(super) fn serve_bytes(address: &str) -> thread::JoinHandle<Vec<u8>> {
     let listener = TcpListener::bind(address).unwrap();
     thread::spawn(move || {
         let (mut download, _) = listener.accept().unwrap();

@@ -209,7 +209,7 @@ const LINUX_TEST: &str = "linux_guest";
 /// The test program of the example `sandbox-service`, which has such guests too.
 const SERVICE_TEST: &str = "service";
 /// The modules of [`LINUX_TEST`] that take half of its time.
-const FIRST_HALF: [&str; 4] = ["agent::", "boot_test::", "command::", "tuned::"];
+const FIRST_HALF: [&str; 5] = ["agent::", "boot_test::", "command::", "forks::", "tuned::"];
 /// The tests of the emulated host itself, which start their own.
 const EMULATED_HOST_TEST: &str = "emulated_host";
 
