@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::thread;
 
-use coracle::agent::{ExecInput, Process};
-use coracle::outcome::{Outcome, Seconds};
+use coracle::agent::{ExecError, ExecInput, ExecStatus, Process};
+use coracle::outcome::{HostFailure, Outcome, Seconds};
 use coracle::{Template, Vm, VmHandle};
 
 use super::Work;
@@ -13,7 +13,7 @@ use super::devices::Ends;
 use super::failure::failure;
 use super::settings_of;
 use crate::arguments::RestoreArgs;
-use crate::commands::run::command::TURN;
+use crate::commands::run::command::{SIGPIPE, TURN, lost_output};
 use crate::commands::run::command_ending::{Run, ending_of, of_error};
 use crate::commands::run::copying::{Copying, OutputFile, Rest};
 use crate::commands::run::report_all;
@@ -65,17 +65,24 @@ fn wait_all(forks: &[Vm], signals: &Blocked) -> Result<(), Failure> {
 
 /// Runs a command in each fork, on a thread for each, and ends the fork with it.
 fn run_commands(args: &RestoreArgs, forks: &[Vm], signals: &Blocked) -> Result<Vec<Outcome>, Failure> {
+    let no_thread = |error: io::Error| Failure::usage(format!("--fork: a thread cannot be started: {error}"));
     thread::scope(|scope| {
         let threads = forks.iter().enumerate().map(|(index, vm)| {
-            scope.spawn(move || {
+            let run = move || {
                 let run = run_command(args, index, vm);
-                if run.ending.is_some() {
+                if run.ending.is_some() || run.lost.is_some() {
                     vm.handle().stop();
                 }
                 run
-            })
+            };
+            thread::Builder::new().spawn_scoped(scope, run)
         });
-        let threads: Vec<_> = threads.collect();
+        let threads = threads.collect::<Result<Vec<_>, _>>();
+        if threads.is_err() {
+            // The threads that there are end with their machines.
+            forks.iter().for_each(|vm| vm.handle().stop());
+        }
+        let threads = threads.map_err(no_thread)?;
         wait_all(forks, signals)?;
         let runs = threads.into_iter().map(|thread| thread.join().unwrap_or_default());
         Ok(runs.zip(forks).map(|(run, vm)| run.outcome(vm.wait())).collect())
@@ -86,28 +93,52 @@ fn run_commands(args: &RestoreArgs, forks: &[Vm], signals: &Blocked) -> Result<V
 fn run_command(args: &RestoreArgs, index: usize, vm: &Vm) -> Run {
     let started = Command::of(args, vm).and_then(|command| command.start(args, vm, (ExecInput::None, false)));
     match started {
-        Ok(Some(process)) => attend(index, process),
+        Ok(Some(process)) => attend(index, vm, process),
         // The fork goes on as a machine.
         Ok(None) => Run::default(),
         Err(error) => Run { ending: of_error(&error), ..Run::default() },
     }
 }
 
-fn attend(index: usize, mut process: Process) -> Run {
+fn attend(index: usize, vm: &Vm, mut process: Process) -> Run {
     drop(process.stdin.take());
     let outputs = [
-        process.stdout.take().map(|output| Copying::start(output, Prefixed::new(index, OutputFile::stdout))),
-        process.stderr.take().map(|output| Copying::start(output, Prefixed::new(index, OutputFile::stderr))),
+        ("stdout", process.stdout.take(), OutputFile::stdout as fn() -> io::Result<OutputFile>),
+        ("stderr", process.stderr.take(), OutputFile::stderr),
     ];
-    let (ending, status) = match process.wait() {
+    let mut lost = None;
+    let outputs = outputs.map(|(stream, output, to)| {
+        let copying = output.map(|output| Copying::start(output, Prefixed::new(index, to))).transpose();
+        copying.unwrap_or_else(|error| {
+            lost = Some(HostFailure::CommandOutput { stream, reason: error.to_string() });
+            None
+        })
+    });
+    if lost.is_some() {
+        return Run { lost, was_started: true, ..Run::default() };
+    }
+    let (ending, status) = match until_end(&mut process, &outputs) {
         Ok(status) => (Some(ending_of(status)), Some(status)),
         Err(error) => (of_error(&error), None),
     };
+    // A machine that has been stopped meanwhile waits for no reader of ours.
     let mut rest = Rest::new();
-    while !rest.is_over(&outputs) {
-        thread::sleep(TURN);
+    while !rest.is_over(&outputs) && vm.handle().wait_for(TURN).is_none() {}
+    Run { ending, was_started: true, status, lost: lost_output(&outputs), ..Run::default() }
+}
+
+/// Waits for the end of the command, and tells it when nobody reads its output.
+fn until_end(process: &mut Process, outputs: &[Option<Copying>]) -> Result<ExecStatus, ExecError> {
+    let mut pipe_is_reported = false;
+    loop {
+        if let Some(status) = process.wait_timeout(TURN)? {
+            return Ok(status);
+        }
+        if !pipe_is_reported && outputs.iter().flatten().any(Copying::has_no_reader) {
+            process.signal(SIGPIPE);
+            pipe_is_reported = true;
+        }
     }
-    Run { ending, was_started: true, status, ..Run::default() }
 }
 
 /// Writes the output of one machine among many: whole lines, each after the same prefix.

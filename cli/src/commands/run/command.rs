@@ -248,12 +248,15 @@ fn attend(
     if let Some(input) = process.stdin.take() {
         let leaves = leaves.clone();
         // The thread ends with this process, wherever it waits.
-        thread::spawn(move || typed::copy(input, &leaves));
+        let thread = thread::Builder::new().spawn(move || typed::copy(input, &leaves));
+        thread.map_err(|error| Failure::of(&error))?;
     }
     let outputs = [
-        process.stdout.take().map(|output| Copying::start(output, stdout)),
-        process.stderr.take().map(|output| Copying::start(output, stderr)),
+        process.stdout.take().map(|output| Copying::start(output, stdout)).transpose(),
+        process.stderr.take().map(|output| Copying::start(output, stderr)).transpose(),
     ];
+    let [stdout, stderr] = outputs.map(|output| output.map_err(|error| Failure::of(&error)));
+    let outputs = [stdout?, stderr?];
     let (ending, status) = match supervise(&mut process, signals, &leaves, &outputs) {
         Ok(status) => (Some(ending_of(status)), Some(status)),
         Err(ending) => (ending, None),
@@ -261,12 +264,17 @@ fn attend(
     // Output of the command, or of a guest that has ended, may still be on its way.
     let is_delivered = status.is_some() || ending.is_none();
     let instead = is_delivered.then(|| deliver(signals, &outputs, deadline)).flatten();
-    let lost = ["stdout", "stderr"].into_iter().zip(&outputs).find_map(|(stream, output)| {
-        let reason = output.as_ref()?.failure()?.to_string();
-        Some(HostFailure::CommandOutput { stream, reason })
-    });
+    let lost = lost_output(&outputs);
     let command = Some((began, began.elapsed()));
     Ok(Run { ending: instead.or(ending), was_started: true, status, lost, command })
+}
+
+/// Returns why a part of the output, of stdout and stderr, could not be delivered.
+pub(in crate::commands) fn lost_output(outputs: &[Option<Copying>]) -> Option<HostFailure> {
+    ["stdout", "stderr"].into_iter().zip(outputs).find_map(|(stream, output)| {
+        let reason = output.as_ref()?.failure()?.to_string();
+        Some(HostFailure::CommandOutput { stream, reason })
+    })
 }
 
 /// Waits until all output has been taken. The error is the ending of the run: a signal, or the end of the
@@ -359,5 +367,5 @@ const OWN_LIMIT_FIRST: Duration = Duration::from_secs(1);
 const FIRST_TURN: Duration = Duration::from_millis(1);
 /// How late a signal may be forwarded.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
-const SIGPIPE: u8 = libc::SIGPIPE as u8;
+pub(in crate::commands) const SIGPIPE: u8 = libc::SIGPIPE as u8;
 const SIGTERM: u8 = libc::SIGTERM as u8;

@@ -28,13 +28,16 @@ struct State {
 impl Copying {
     /// Copies the output, piece by piece, until it ends. What `to` does not take is read all the same, so
     /// that a command that ignores its missing reader reaches its end.
+    ///
+    /// # Errors
+    /// There cannot be another thread.
     pub(crate) fn start(
         mut output: impl Read + Send + 'static,
         mut to: impl Write + Send + 'static,
-    ) -> Copying {
+    ) -> io::Result<Copying> {
         let state = Arc::new(State::default());
         let shared = state.clone();
-        let thread = thread::spawn(move || {
+        let thread = thread::Builder::new().spawn(move || {
             let mut bytes = vec![0; PIECE];
             let mut lost: u64 = 0;
             loop {
@@ -50,7 +53,7 @@ impl Copying {
                 }
             }
         });
-        Copying { thread, state }
+        Ok(Copying { thread: thread?, state })
     }
 
     /// Returns whether the command has to be told that nobody reads the output, as the kernel does with
@@ -164,7 +167,7 @@ mod tests {
 
     /// Copies `bytes` bytes to `to`, until the end.
     fn copied(bytes: usize, to: impl Write + Send + 'static) -> Copying {
-        let copying = Copying::start(Cursor::new(vec![b'x'; bytes]), to);
+        let copying = Copying::start(Cursor::new(vec![b'x'; bytes]), to).unwrap();
         while !copying.thread.is_finished() {
             thread::sleep(Duration::from_millis(1));
         }
@@ -187,7 +190,7 @@ mod tests {
     fn output_of_a_guest_that_stands_still_for_a_while_is_waited_for() {
         let (source, mut guest) = io::pipe().unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
-        let outputs = [Some(Copying::start(source, writer)), None];
+        let outputs = [Some(Copying::start(source, writer).unwrap()), None];
         let start = Instant::now();
         let mut rest = Rest::new();
         // Wait for longer than the agent does.
@@ -216,7 +219,7 @@ mod tests {
                 Ok(bytes.len())
             }
         }
-        let outputs = [Some(Copying::start(Drip, io::sink())), None];
+        let outputs = [Some(Copying::start(Drip, io::sink()).unwrap()), None];
         // As if almost the whole time had been waited already.
         let mut rest = Rest { waited: LEFT_BEHIND - Duration::from_millis(50), ..Rest::new() };
         while !rest.is_over(&outputs) {
@@ -248,7 +251,8 @@ mod tests {
         let copying = Copying::start(
             Cursor::new(vec![b'x'; 300_000]),
             OutputFile(File::from(std::os::fd::OwnedFd::from(writer))),
-        );
+        )
+        .unwrap();
         thread::sleep(Duration::from_millis(20));
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle::agent::AgentError;
-use coracle::outcome::{Ending, Outcome};
+use coracle::outcome::{Ending, HostFailure, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::attempts::Attempt;
@@ -185,9 +185,17 @@ impl Case {
         };
         let to = |writer| OutputReader { writer, reader: reader.clone() };
         let outputs = [
-            process.stdout.take().map(|output| Copying::start(output, to(Writer::Stdout))),
-            process.stderr.take().map(|output| Copying::start(output, to(Writer::Stderr))),
+            process.stdout.take().map(|output| Copying::start(output, to(Writer::Stdout))).transpose(),
+            process.stderr.take().map(|output| Copying::start(output, to(Writer::Stderr))).transpose(),
         ];
+        let lost = |stream, error: &io::Error| {
+            Some(HostFailure::CommandOutput { stream, reason: error.to_string() }.into())
+        };
+        let outputs = match outputs {
+            [Ok(stdout), Ok(stderr)] => [stdout, stderr],
+            [Err(error), _] => return lost("stdout", &error),
+            [_, Err(error)] => return lost("stderr", &error),
+        };
         let status = match process.wait() {
             Ok(status) => status,
             Err(error) => return of_error(&error),
