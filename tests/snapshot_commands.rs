@@ -169,6 +169,28 @@ fn signal_ends_all_forks() {
 }
 
 #[test]
+fn forks_whose_output_nobody_reads_end_by_a_signal() {
+    needs_kvm!();
+    let folder = fresh_path("unread");
+    // It prints for ever.
+    let mut source = Counter::start(run_payload("flood").arg("--snapshot-on-signal").arg(&folder));
+    source.output.read_exact(&mut [0]).unwrap();
+    source.save(&folder);
+    source.child.kill().unwrap();
+    source.child.wait().unwrap();
+    let mut forks = Counter::start(restore(&folder).args(["--fork", "2"]));
+    forks.output.read_exact(&mut [0]).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    for _ in 0..2 {
+        signal(&forks.child, libc::SIGTERM);
+        thread::sleep(Duration::from_millis(150));
+    }
+    let (code, stderr) = forks.end();
+    assert_eq!(code, 128 + libc::SIGTERM, "{stderr}");
+    assert!(stderr.contains("fork 1: stopped by signal 15"), "{stderr}");
+}
+
+#[test]
 fn snapshot_is_completed_when_the_guest_ends_meanwhile() {
     needs_kvm!();
     let folder = fresh_path("ends");

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::thread;
+use std::time::Instant;
 
 use coracle::agent::{ExecError, ExecInput, ExecStatus, Process};
 use coracle::outcome::{HostFailure, Outcome, Seconds};
@@ -13,11 +14,12 @@ use super::devices::Ends;
 use super::failure::failure;
 use super::settings_of;
 use crate::arguments::RestoreArgs;
+use crate::commands::report_file::READER_LIMIT_AT_END;
 use crate::commands::run::command::{SIGPIPE, TURN, lost_output};
 use crate::commands::run::command_ending::{Run, ending_of, of_error};
 use crate::commands::run::copying::{Copying, OutputFile, Rest};
 use crate::commands::run::report_all;
-use crate::commands::run::signals::Blocked;
+use crate::commands::run::signals::{Blocked, ends};
 use crate::commands::run::watch::Watch;
 use crate::commands::say;
 use crate::commands::settings::Failure;
@@ -36,23 +38,26 @@ pub(super) fn run(
     let forks = template.fork(count, |index, fork| {
         let fork = settings_of(ends.connect(fork, Some(index)), args, Some(index));
         match work {
-            Work::Machine => fork.console_writer(Prefixed::new(index, OutputFile::stdout)),
+            Work::Machine => fork.console_piped(),
             Work::Command => fork,
         }
     });
-    let forks = forks.map_err(|error| failure(&error))?;
+    let mut forks = forks.map_err(|error| failure(&error))?;
     drop(watch);
     let outcomes = match work {
-        Work::Machine => {
-            wait_all(&forks, signals)?;
-            forks.iter().map(Vm::wait).collect()
-        }
+        Work::Machine => run_machines(&mut forks, signals)?,
         Work::Command => run_commands(args, &forks, signals)?,
     };
     drop(forks);
     for (index, outcome) in outcomes.iter().enumerate() {
         say(&format!("fork {index}: {} ({})", outcome.reason(), Seconds(outcome.duration)));
         outcome.explanation(false).iter().for_each(|line| say(line));
+        if outcome.console_bytes_dropped > 0 {
+            say(&format!(
+                "fork {index}: {} bytes of console output were lost",
+                outcome.console_bytes_dropped
+            ));
+        }
     }
     let code = outcomes.iter().map(Outcome::exit_code).find(|code| *code != 0).unwrap_or(0);
     Ok(report_all(args.outcome.as_deref(), &outcomes, code))
@@ -63,9 +68,34 @@ fn wait_all(forks: &[Vm], signals: &Blocked) -> Result<(), Failure> {
     signals.wait_all(&handles).map_err(|error| Failure::of(&error))
 }
 
+/// Waits for the machines, and delivers what they print.
+fn run_machines(forks: &mut [Vm], signals: &Blocked) -> Result<Vec<Outcome>, Failure> {
+    let copy = |(index, vm): (usize, &mut Vm)| {
+        let output = vm.take_console().map(|pipe| pipe.output);
+        output.map(|output| Copying::start(output, Prefixed::new(index, OutputFile::stdout))).transpose()
+    };
+    let outputs = forks.iter_mut().enumerate().map(copy).collect::<io::Result<Vec<_>>>();
+    let outputs = outputs.map_err(no_thread)?;
+    wait_all(forks, signals)?;
+    let outcomes: Vec<Outcome> = forks.iter().map(Vm::wait).collect();
+    let was_asked = outcomes.iter().any(|outcome| outcome.signal.is_some());
+    let limit = Instant::now() + READER_LIMIT_AT_END;
+    let mut rest = Rest::new();
+    while !rest.is_over(&outputs) && !(was_asked && Instant::now() >= limit) {
+        if signals.next().is_some_and(ends) {
+            break;
+        }
+        thread::sleep(TURN);
+    }
+    Ok(outcomes)
+}
+
+fn no_thread(error: io::Error) -> Failure {
+    Failure::usage(format!("--fork: a thread cannot be started: {error}"))
+}
+
 /// Runs a command in each fork, on a thread for each, and ends the fork with it.
 fn run_commands(args: &RestoreArgs, forks: &[Vm], signals: &Blocked) -> Result<Vec<Outcome>, Failure> {
-    let no_thread = |error: io::Error| Failure::usage(format!("--fork: a thread cannot be started: {error}"));
     thread::scope(|scope| {
         let threads = forks.iter().enumerate().map(|(index, vm)| {
             let run = move || {

@@ -219,7 +219,7 @@ pub(crate) fn forward_size(vm: &VmHandle) {
 
 /// Returns whether a signal ends a program that does not handle it: all in [`Blocked`] but SIGCONT and
 /// SIGWINCH.
-pub(super) fn ends(signal: i32) -> bool {
+pub(crate) fn ends(signal: i32) -> bool {
     !matches!(signal, libc::SIGCONT | libc::SIGWINCH)
 }
 
