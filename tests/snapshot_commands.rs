@@ -185,8 +185,9 @@ fn forks_whose_output_nobody_reads_end_by_a_signal() {
         signal(&forks.child, libc::SIGTERM);
         thread::sleep(Duration::from_millis(150));
     }
-    let (code, stderr) = forks.end();
-    assert_eq!(code, 128 + libc::SIGTERM, "{stderr}");
+    let mut stderr = String::new();
+    forks.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(wait(&mut forks.child).code(), Some(128 + libc::SIGTERM), "{stderr}");
     assert!(stderr.contains("fork 1: stopped by signal 15"), "{stderr}");
 }
 

@@ -75,7 +75,7 @@ fn run_machines(forks: &mut [Vm], signals: &Blocked) -> Result<Vec<Outcome>, Fai
         output.map(|output| Copying::start(output, Prefixed::new(index, OutputFile::stdout))).transpose()
     };
     let outputs = forks.iter_mut().enumerate().map(copy).collect::<io::Result<Vec<_>>>();
-    let outputs = outputs.map_err(no_thread)?;
+    let outputs = outputs.map_err(|error| no_thread(&error))?;
     wait_all(forks, signals)?;
     let outcomes: Vec<Outcome> = forks.iter().map(Vm::wait).collect();
     let was_asked = outcomes.iter().any(|outcome| outcome.signal.is_some());
@@ -90,7 +90,7 @@ fn run_machines(forks: &mut [Vm], signals: &Blocked) -> Result<Vec<Outcome>, Fai
     Ok(outcomes)
 }
 
-fn no_thread(error: io::Error) -> Failure {
+fn no_thread(error: &io::Error) -> Failure {
     Failure::usage(format!("--fork: a thread cannot be started: {error}"))
 }
 
@@ -112,7 +112,7 @@ fn run_commands(args: &RestoreArgs, forks: &[Vm], signals: &Blocked) -> Result<V
             // The threads that there are end with their machines.
             forks.iter().for_each(|vm| vm.handle().stop());
         }
-        let threads = threads.map_err(no_thread)?;
+        let threads = threads.map_err(|error| no_thread(&error))?;
         wait_all(forks, signals)?;
         let runs = threads.into_iter().map(|thread| thread.join().unwrap_or_default());
         Ok(runs.zip(forks).map(|(run, vm)| run.outcome(vm.wait())).collect())
