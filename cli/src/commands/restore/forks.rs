@@ -79,10 +79,11 @@ fn run_machines(forks: &mut [Vm], signals: &Blocked) -> Result<Vec<Outcome>, Fai
     wait_all(forks, signals)?;
     let outcomes: Vec<Outcome> = forks.iter().map(Vm::wait).collect();
     let was_asked = outcomes.iter().any(|outcome| outcome.signal.is_some());
-    let limit = Instant::now() + READER_LIMIT_AT_END;
+    let limit = was_asked.then(|| Instant::now() + READER_LIMIT_AT_END);
     let mut rest = Rest::new();
-    while !rest.is_over(&outputs) && !(was_asked && Instant::now() >= limit) {
-        if signals.next().is_some_and(ends) {
+    while !rest.is_over(&outputs) {
+        let is_late = limit.is_some_and(|limit| Instant::now() >= limit);
+        if is_late || signals.next().is_some_and(ends) {
             break;
         }
         thread::sleep(TURN);
