@@ -1,5 +1,7 @@
 //! Machines that go on from one that runs on.
 
+use std::time::Instant;
+
 use super::fork::Restored;
 use super::freeze::{self, Hold, StoppedDevices};
 use super::{Fork, SnapshotError, Template, TemplateParts, identity};
@@ -70,7 +72,7 @@ impl VmHandle {
         let restored = Restored::new(&template.parts, &fork)?;
         let vm = fork.build(&template.parts, restored, None)?;
         vm.handle().resume();
-        identity::wait(&vm, &template.parts.state, limit)?;
+        identity::wait(&vm, &template.parts.state, (limit, Instant::now()))?;
         Ok(vm)
     }
 

@@ -140,9 +140,10 @@ impl Template {
         };
         let forks = forks.into_iter().zip(restored).enumerate();
         let forks = forks.map(build).collect::<Result<Vec<Vm>, _>>()?;
+        let began = Instant::now();
         forks.iter().for_each(|vm| vm.handle().resume());
         for (index, (vm, limit)) in forks.iter().zip(limits).enumerate() {
-            identity::wait(vm, &self.parts.state, limit).map_err(of_fork(index))?;
+            identity::wait(vm, &self.parts.state, (limit, began)).map_err(of_fork(index))?;
         }
         Ok(forks)
     }

@@ -2,7 +2,7 @@
 //! siblings.
 
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_agent::protocol::agent::{CardIdentity, IdentityRequest, SavedSession};
 
@@ -92,15 +92,20 @@ impl ForkIdentity {
     }
 }
 
-/// Waits until the guests of the forks have their identities. An agent that was not there yet when the
-/// snapshot was taken takes it over before it does anything else, and is not waited for.
+/// Waits until the guest has its identity, for at most `limit` since `began`, which all forks of one call
+/// share. An agent that was not there yet when the snapshot was taken takes it over before it does anything
+/// else, and is not waited for.
 ///
 /// # Errors
-/// The first agent that refuses, or does not answer in time.
-pub(super) fn wait(vm: &Vm, state: &MachineState, limit: Duration) -> Result<(), SnapshotError> {
+/// The agent refuses, or does not answer in time.
+pub(super) fn wait(
+    vm: &Vm,
+    state: &MachineState,
+    (limit, began): (Duration, Instant),
+) -> Result<(), SnapshotError> {
     let agent = vm.agent().ok().filter(|_| state.agent.is_some());
     let Some(agent) = agent else { return Ok(()) };
-    match agent.wait_ready(limit) {
+    match agent.wait_ready(limit.saturating_sub(began.elapsed())) {
         // A guest that ends at once has an outcome, which tells more.
         Ok(_) | Err(AgentError::MachineEnded { .. }) => Ok(()),
         Err(source) => Err(SnapshotError::Identity { limit, source: Box::new(source) }),

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_devices::journal::Journal;
 
@@ -119,7 +119,7 @@ impl Restore {
         let (template, vm, machine) = self.build()?;
         let vm = vm.with_control(machine)?;
         vm.handle().resume();
-        identity::wait(&vm, &template.parts.state, limit)?;
+        identity::wait(&vm, &template.parts.state, (limit, Instant::now()))?;
         Ok(vm)
     }
 
