@@ -103,7 +103,8 @@ fn bare_root_is_given_the_same_and_keeps_what_it_has() {
     run.expect(0, "");
     let (found, rest) = split(&run.text());
     assert_eq!(found, FOUND.replace("name coracle", "name from-file"));
-    let expected = "service\nroot\nwheel:x:10:\n::1             localhost ip6-localhost ip6-loopback\n\
+    // The directory of `coracle-agent branch-here` is one of those.
+    let expected = "coracle\nservice\nroot\nwheel:x:10:\n::1             localhost ip6-localhost ip6-loopback\n\
                     127.0.1.1       from-file\nroot:x:0:0:root:/root:/bin/sh\nsubstituted\n";
     assert_eq!(rest, expected);
     // The kernel refused nothing that was tried.
