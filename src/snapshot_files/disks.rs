@@ -91,10 +91,9 @@ pub(super) fn create(
     folder.create_file(&name_of(id)).map_err(|error| failed(DiskFileError::Host(error)))
 }
 
-/// Completes the file of a disk with all of its blocks.
+/// Completes the file of a disk with all of its blocks. It still has to be synced.
 pub(super) fn finish(file: &File, id: &SnapshotId, capacity: u64) -> io::Result<StoredFacts> {
     let sha256 = ram::write_end(file, id, capacity)?;
-    file.sync_all()?;
     Ok(StoredFacts { capacity, bytes: ram::file_len(capacity), sha256 })
 }
 

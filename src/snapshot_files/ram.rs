@@ -14,6 +14,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::{FORMAT, Hash, SnapshotId};
@@ -93,8 +94,10 @@ pub(crate) fn file_len(ram: u64) -> u64 {
 
 /// Writes the end of a file that has all of its RAM. Returns the hash of the end.
 ///
-/// The RAM is read once more, so that the machine does not have to wait for its hashes.
+/// The RAM is read once more, so that the machine does not have to wait for its hashes. It is on its way to
+/// the medium meanwhile.
 pub(crate) fn write_end(file: &File, id: &SnapshotId, ram: u64) -> io::Result<Hash> {
+    begin_writing(file);
     let mut end = header(id, ram);
     let mut blocks = Blocks::of(file, ram);
     while let Some((_, hash)) = blocks.next_hash()? {
@@ -102,6 +105,13 @@ pub(crate) fn write_end(file: &File, id: &SnapshotId, ram: u64) -> io::Result<Ha
     }
     file.write_all_at(&end, ram)?;
     Ok(Hash::of(&end))
+}
+
+/// Lets the host begin to write what is in memory of this file. Only the sync that follows tells whether that
+/// worked.
+fn begin_writing(file: &File) {
+    // SAFETY: the descriptor is open; the range is the whole file.
+    unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Checks that the open file is that of the snapshot `id` with `ram` bytes of RAM. Reads 64 bytes.

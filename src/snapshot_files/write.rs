@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! DIR/.coracle-snapshot-ID/   made, and claimed by a lock
-//!     memory, state           written and synced
-//!     manifest.json           written and synced; then the folder is synced
+//!     memory, disk-ID, state  written
+//!     manifest.json           written; then all files are synced, and the folder
 //! DIR/NAME                    the new folder, renamed, or exchanged with the old one; then DIR is synced
 //! ```
 //!
@@ -116,26 +116,30 @@ impl Draft {
         sections: &[Section],
     ) -> Result<(), SnapshotFileError> {
         let at = At(&self.path);
-        let complete = |DraftDevice { facts, blocks }| {
-            let stored = blocks.map(|(file, capacity)| disks::finish(&file, &self.id, capacity)).transpose();
-            match stored {
+        // All files are synced at the end, one after the other: the first of them waits for the file system's
+        // journal, which then has the others, too.
+        let mut disks = Vec::new();
+        let mut complete = |DraftDevice { facts, blocks }| {
+            let stored = blocks.map(|(file, capacity)| {
+                let stored = disks::finish(&file, &self.id, capacity);
+                disks.push((facts.id.clone(), file));
+                stored
+            });
+            match stored.transpose() {
                 Ok(stored) => Ok(DeviceFacts { stored, ..facts }),
                 Err(error) => Err(at.disk(&facts.id, DiskFileError::Host(error))),
             }
         };
-        let devices = devices.into_iter().map(complete).collect::<Result<_, _>>()?;
+        let devices = devices.into_iter().map(&mut complete).collect::<Result<_, _>>()?;
         let bytes = machine.memory_mib << 20;
-        let memory = ram::write_end(&self.memory, &self.id, bytes).and_then(|hash| {
-            self.memory.sync_all()?;
-            Ok(FileFacts { bytes: ram::file_len(bytes), sha256: hash })
-        });
-        let memory = memory.map_err(at.write(MEMORY))?;
+        let hash = ram::write_end(&self.memory, &self.id, bytes).map_err(at.write(MEMORY))?;
+        let memory = FileFacts { bytes: ram::file_len(bytes), sha256: hash };
         let state = state::encode(&self.id, sections);
         let (len, most) = (state.len() as u64, MAX_STATE);
         if len > most {
             return Err(SnapshotFileError::TooLong { folder: self.path.clone(), file: STATE, len, most });
         }
-        self.write(STATE, &state)?;
+        let state_file = self.write(STATE, &state)?;
         let manifest = Manifest {
             format: FORMAT,
             id: self.id,
@@ -148,18 +152,25 @@ impl Draft {
             state: FileFacts { bytes: len, sha256: Hash::of(&state) },
             memory,
         };
-        self.write(MANIFEST, &manifest.encode().map_err(|error| at.manifest(error))?)?;
+        let manifest_file = self.write(MANIFEST, &manifest.encode().map_err(|error| at.manifest(error))?)?;
+        for (file, name) in [(&self.memory, MEMORY), (&state_file, STATE), (&manifest_file, MANIFEST)] {
+            file.sync_all().map_err(at.write(name))?;
+        }
+        for (id, file) in &disks {
+            file.sync_all().map_err(|error| at.disk(id, DiskFileError::Host(error)))?;
+        }
         self.folder.sync().map_err(at.folder("synced"))?;
         self.give_name()?;
         self.parent.sync().map_err(at.folder("synced"))
         // Dropping the draft removes what now has the temporary name: the old snapshot, if there was one.
     }
 
-    fn write(&self, file: &'static str, bytes: &[u8]) -> Result<(), SnapshotFileError> {
+    /// Writes a whole file, which still has to be synced.
+    fn write(&self, file: &'static str, bytes: &[u8]) -> Result<File, SnapshotFileError> {
         let write = || {
             let mut new = self.folder.create_file(file_name(file))?;
             new.write_all(bytes)?;
-            new.sync_all()
+            Ok(new)
         };
         write().map_err(At(&self.path).write(file))
     }
