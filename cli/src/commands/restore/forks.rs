@@ -88,6 +88,10 @@ fn run_machines(forks: &mut [Vm], signals: &Blocked) -> Result<Vec<Outcome>, Fai
         }
         thread::sleep(TURN);
     }
+    let failed = outputs.iter().flatten().find_map(Copying::failure);
+    if let Some(error) = failed {
+        say(&format!("warning: console output is lost: stdout cannot be written: {error}"));
+    }
     Ok(outcomes)
 }
 
