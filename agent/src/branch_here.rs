@@ -55,8 +55,8 @@ pub(crate) fn run(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match answer {
         Some(Answer::Fork | Answer::First) => go_on(program, arguments, &env),
         Some(Answer::NoHost) => fail(
-            "no host waits for a branch point, or one has been reached: start the machine with `--snapshot-on-ready`, or call \
-             `Vm::wait_branch_point` in a program, at most 5 s later",
+            "no host waits for a branch point, or one has been reached: start the machine with \
+             `--snapshot-on-ready`, or call `Vm::wait_branch_point` in a program, at most 5 s later",
         ),
         Some(Answer::NotRoot) => fail(
             "the host waits for a branch point of root only: run this as root, or let it allow all users",
