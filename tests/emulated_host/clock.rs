@@ -26,7 +26,8 @@ PATH=${PATH#*:} exec qemu-system-x86_64 "${words[@]}""#;
     // The early frequency is used first, and another is measured later.
     let inside = format!(
         "dmesg | grep -o 'Detected {detected} MHz' || exit 1
-        until dmesg | grep -q 'Refined TSC'; do sleep 0.1; done
+        for i in $(seq 60); do dmesg | grep -q 'Refined TSC' && break; sleep 1; done
+        dmesg | grep -q 'Refined TSC' || exit {NOT_MEASURED}
         exec {coracle} run --accel kvm --timeout 60s -- sh -c 'for i in 0 1 2 3 4 5 6 7 8 9; do sleep 1; done; echo awake'",
         coracle = coracle().to_str().unwrap()
     );
@@ -34,10 +35,17 @@ PATH=${PATH#*:} exec qemu-system-x86_64 "${words[@]}""#;
     let path = std::env::var("PATH").unwrap();
     command.env("PATH", format!("{}:{path}", scratch.0.display())).env("EARLY_KHZ", early.to_string());
     let output = Run::start(command).finish();
+    if output.status.code() == Some(NOT_MEASURED) {
+        return common::skip("the emulated host's kernel has not measured its TSC again within 60 s");
+    }
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.ends_with("awake\n"), "{}", shown(&output));
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
 }
+
+/// The exit code of a script whose host does not come so far: a kernel whose measurements differ from each
+/// other takes none.
+const NOT_MEASURED: i32 = 9;
 
 /// Returns the frequency known to this machine's kernel (`proc(5)`: BogoMIPS are twice the TSC's MHz).
 fn tsc_khz() -> u64 {
