@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -37,11 +38,11 @@ fn snapshot(name: &str) -> (PathBuf, PathBuf) {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The driver is ready once the guest answers.
     let (mut input, mut output) = (guest.stdin.take().unwrap(), guest.stdout.take().unwrap());
-    std::io::Write::write_all(&mut input, b"?").unwrap();
-    std::io::Read::read_exact(&mut output, &mut [0; 2]).unwrap();
+    input.write_all(b"?").unwrap();
+    output.read_exact(&mut [0; 2]).unwrap();
     signal(&guest, libc::SIGUSR1);
     eventually("the snapshot is there", || folder.join("manifest.json").exists());
-    std::io::Write::write_all(&mut input, b"q").unwrap();
+    input.write_all(b"q").unwrap();
     assert_eq!(wait(&mut guest).code(), Some(0));
     (folder, image)
 }
@@ -89,6 +90,8 @@ fn disk_is_named_again_or_taken_as_recorded() {
         (["--disk-changed-ok", "root"], "there is no device `root`"),
         (["--disk", "path=,id=data"], "--disk"),
         (["--hostname", "x"], "--hostname: the snapshot's machine has no agent"),
+        (["--ip", "10.0.0.2/24"], "--ip: the snapshot's machine has no network card"),
+        (["--snapshot-on-ready", "/tmp/x"], "--snapshot-on-ready: the snapshot's machine has no command"),
         (["--", "true"], "-- COMMAND: the snapshot's machine has no agent"),
     ] {
         answer(&folder, &arguments).expect(125, why);
@@ -120,6 +123,31 @@ fn forks_have_disks_of_their_own_by_their_index() {
     finish(&mut restore(&folder, &taps)).expect(125, why);
     let (sockets, why) = (["--fork", "2", "--vsock", "uds=/tmp/v"], "each fork needs a socket of its own");
     finish(&mut restore(&folder, &sockets)).expect(125, why);
+}
+
+#[test]
+fn restored_machine_is_saved_again_by_a_signal() {
+    needs_kvm!();
+    let (folder, image) = snapshot("once");
+    let again = fresh_path("again");
+    let option = ["--snapshot-on-signal", again.to_str().unwrap(), "--reopen"];
+    let mut command = restore(&folder, &option);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut machine = command.spawn().unwrap();
+    let (mut input, mut output) = (machine.stdin.take().unwrap(), machine.stdout.take().unwrap());
+    input.write_all(b"x?").unwrap();
+    output.read_exact(&mut [0; 2]).unwrap();
+    signal(&machine, libc::SIGUSR1);
+    eventually("the snapshot is there", || again.join("manifest.json").exists());
+    input.write_all(b"q").unwrap();
+    collect(machine).expect(0, "complete after");
+    let run = answer(&again, &["--disk", image.to_str().unwrap()]);
+    run.expect(0, "");
+    assert_eq!(run.text(), "ax");
+    let refused = finish(&mut restore(&folder, &["--snapshot-on-signal", "/no/such/folder", "--reopen"]));
+    refused.expect(125, "--snapshot-on-signal: ");
+    finish(&mut restore(&folder, &["--snapshot-on-signal", "x", "--fork", "2"]))
+        .expect(125, "cannot be used with");
 }
 
 #[test]

@@ -73,6 +73,13 @@ pub(crate) struct RestoreArgs {
     /// File for the outcome, as JSON; with --fork an array
     #[arg(long, value_name = "FILE")]
     pub outcome: Option<PathBuf>,
+    /// Write a snapshot of the machine to this folder at each SIGUSR1, as with `coracle run`
+    #[arg(long, value_name = "FOLDER", conflicts_with = "fork")]
+    pub snapshot_on_signal: Option<PathBuf>,
+    /// Write a snapshot of the machine to this folder when its command calls `coracle-agent branch-here`, as
+    /// with `coracle run`
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["fork", "serial"])]
+    pub snapshot_on_ready: Option<PathBuf>,
     /// Report on stderr how the time was spent, and more; -vv adds debug messages, -vvv traces
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -15,8 +15,8 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     let command = command_of(&root, arguments);
     let kind = error.kind();
     if kind == ErrorKind::MissingRequiredArgument && lacks_command(error, command) {
-        let advice =
-            "--env, --user, --workdir and --ip are for a command, which comes after `--`, as in -- id -u";
+        let advice = "--env, --user, --workdir, --ip and --snapshot-on-ready are for a command, which comes after `--`, as in \
+             -- id -u";
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
     }
     let unknown = match kind {
@@ -31,6 +31,10 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
         let names = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
         if let Some(near) = meant(&unknown, names) {
             error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![near]));
+        } else if command.get_name() == "snapshot" {
+            let advice =
+                "a run writes its snapshots: coracle run --snapshot-on-signal FOLDER, or --snapshot-on-ready";
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
         }
     } else if command.get_name() == "restore" && fixed_by_snapshot(&root, &unknown) {
         let advice = format!("the snapshot has fixed {unknown}: leave it out");
@@ -103,6 +107,7 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("--rootfs", "--root"),
     ("boot", "run"),
     ("exec", "run"),
+    ("fork", "restore"),
     ("start", "run"),
 ];
 

@@ -13,6 +13,7 @@ use crate::arguments::RestoreArgs;
 use crate::commands::run::command::{self, end, serve};
 use crate::commands::run::command_ending::{Run, of_error};
 use crate::commands::run::signals::Blocked;
+use crate::commands::run::snapshots::Snapshots;
 use crate::commands::run::watch::Watch;
 use crate::commands::settings::Failure;
 
@@ -77,10 +78,12 @@ impl Command {
 pub(super) fn run(
     args: &RestoreArgs,
     restore: Restore,
-    (signals, watch): (Blocked, Watch),
+    (signals, watch, snapshots): (Blocked, Watch, &Snapshots),
 ) -> Result<Outcome, Failure> {
     let vm = restore.start().map_err(|error| failure(&error))?;
     drop(watch);
+    snapshots.attach(&signals, vm.handle());
+    snapshots.wait_branch_point(vm.handle());
     let run = match Command::of(args, &vm) {
         Ok(Command::None) => {
             signals.wait(&vm.handle()).map_err(|error| Failure::of(&error))?;

@@ -61,6 +61,7 @@ fn try_run(args: &RestoreArgs, signals: Blocked) -> Result<u8, Failure> {
         return cross(args, (&info, &ends, work), because)?.run(Some(watch));
     }
     ends.announce(devices);
+    let snapshots = Snapshots::new(&args.snapshot_on_signal, (&args.snapshot_on_ready, args.user.is_some()))?;
     if let Some(count) = forks {
         return forks::run(args, (count, &ends, work), (&signals, watch));
     }
@@ -69,17 +70,18 @@ fn try_run(args: &RestoreArgs, signals: Blocked) -> Result<u8, Failure> {
         restore = restore.parents_in(parents);
     }
     let restore = restore.with(|fork| settings_of(ends.connect(fork, None), args, None));
-    match work {
+    let code = match work {
         Work::Command => {
-            let outcome = command::run(args, restore, (signals, watch))?;
-            Ok(if ended_quietly(&outcome) {
+            let outcome = command::run(args, restore, (signals, watch, &snapshots))?;
+            if ended_quietly(&outcome) {
                 report(&raw(args), &outcome)
             } else {
                 report_ending(&raw(args), &outcome, true)
-            })
+            }
         }
-        Work::Machine => with_console(args, restore, machine, (signals, watch)),
-    }
+        Work::Machine => with_console(args, restore, machine, (signals, watch, &snapshots))?,
+    };
+    Ok(snapshots.finish(code))
 }
 
 /// Returns what the machines need on an emulated host.
@@ -100,6 +102,8 @@ fn cross(
     crossing.add_read("--parents ", &args.parents);
     ends.cross(&mut crossing, args.fork.map(usize::from), args.serial.as_ref())?;
     crossing.add_written("--outcome ", &args.outcome);
+    crossing.add_snapshot("--snapshot-on-signal ", args.snapshot_on_signal.as_deref());
+    crossing.add_snapshot("--snapshot-on-ready ", args.snapshot_on_ready.as_deref());
     if work == Work::Command {
         crossing.for_command(args.outcome.as_deref());
     }
@@ -124,7 +128,15 @@ fn work(args: &RestoreArgs, machine: &MachineFacts) -> Result<Work, Failure> {
     // The serial port of a machine for a command is connected to nothing.
     let is_for_command =
         has_agent && args.serial.is_none() && machine.serial == SerialConfig::Null.to_string();
-    Ok(if is_for_command || !args.command.is_empty() { Work::Command } else { Work::Machine })
+    if is_for_command || !args.command.is_empty() {
+        return Ok(Work::Command);
+    }
+    if args.snapshot_on_ready.is_some() {
+        return Err(Failure::usage(
+            "--snapshot-on-ready: the snapshot's machine has no command that could ask for it; add -- COMMAND",
+        ));
+    }
+    Ok(Work::Machine)
 }
 
 /// Runs a machine with its console on the standard streams.
@@ -132,14 +144,14 @@ fn with_console(
     args: &RestoreArgs,
     restore: Restore,
     machine: &MachineFacts,
-    (signals, watch): (Blocked, Watch),
+    (signals, watch, snapshots): (Blocked, Watch, &Snapshots),
 ) -> Result<u8, Failure> {
     let default = if machine.virtio_console { SerialConfig::Null } else { SerialConfig::Stdio };
     let serial = args.serial.clone().unwrap_or(default);
     let is_on_stdio = machine.virtio_console || serial == SerialConfig::Stdio;
     let is_interactive = is_on_stdio && standard_input().is_terminal();
     let restore = restore.console_escape(is_interactive).with(|machine| machine.serial(serial));
-    let outcome = attended(is_on_stdio, (signals, watch, &Snapshots::default()), |begin| {
+    let outcome = attended(is_on_stdio, (signals, watch, snapshots), |begin| {
         restore.run_with(|vm| begin(vm)).map_err(|error| failure(&error))
     })?;
     Ok(report_ending(&raw(args), &outcome, !is_on_stdio))

@@ -15,7 +15,7 @@ use coracle_image::guest_data;
 use serde::Serialize;
 
 use self::signals::Blocked;
-use self::snapshots::{OnReady, Snapshots};
+use self::snapshots::Snapshots;
 use self::watch::Watch;
 use super::crossing::Crossing;
 use super::place::{Place, place};
@@ -102,7 +102,9 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
         return Err(Failure::usage("--ip: this machine has no network card; add --net"));
     }
     let builder = VmBuilder::new(config).open_files().map_err(|error| Failure::of(&error))?;
-    let snapshots = snapshots(args)?;
+    // Whoever chooses the command's user lets it ask.
+    let any_user = args.command.surroundings.user.is_some();
+    let snapshots = Snapshots::new(&args.snapshot_on_signal, (&args.snapshot_on_ready, any_user))?;
     match place(raw.accel.unwrap_or_default(), builder.kernel_image()) {
         Place::Here if has_command => command::run(raw, &builder, &args.command, (signals, watch, snapshots)),
         Place::Here => run_here(raw, builder, (signals, watch, snapshots)),
@@ -122,13 +124,6 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
             crossing.run(Some(watch))
         }
     }
-}
-
-fn snapshots(args: &RunArgs) -> Result<Snapshots, Failure> {
-    // Whoever chooses the command's user lets it ask.
-    let any_user = args.command.surroundings.user.is_some();
-    let on_ready = args.snapshot_on_ready.clone().map(|folder| OnReady { folder, any_user });
-    Snapshots::new(args.snapshot_on_signal.clone(), on_ready)
 }
 
 fn run_here(

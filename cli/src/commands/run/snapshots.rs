@@ -26,18 +26,24 @@ pub(crate) struct Snapshots {
 }
 
 /// The request for a snapshot at a branch point.
-pub(crate) struct OnReady {
-    pub(crate) folder: PathBuf,
+struct OnReady {
+    folder: PathBuf,
     /// Whether a process of any user may ask for it, and not only one of root.
-    pub(crate) any_user: bool,
+    any_user: bool,
 }
 
 impl Snapshots {
-    /// Checks that the snapshots can be written.
+    /// Checks that the snapshots can be written: one at each signal, and one when a process of root, or of
+    /// any user, has reached its branch point.
     ///
     /// # Errors
     /// The reason why not.
-    pub(crate) fn new(on_signal: Option<PathBuf>, on_ready: Option<OnReady>) -> Result<Snapshots, Failure> {
+    pub(crate) fn new(
+        on_signal: &Option<PathBuf>,
+        (on_ready, any_user): (&Option<PathBuf>, bool),
+    ) -> Result<Snapshots, Failure> {
+        let on_signal = on_signal.clone();
+        let on_ready = on_ready.clone().map(|folder| OnReady { folder, any_user });
         let ready = on_ready.as_ref().map(|ready| ("--snapshot-on-ready", &ready.folder));
         for (option, folder) in on_signal.iter().map(|folder| (ON_SIGNAL, folder)).chain(ready) {
             let checked = snapshot::check_free(folder);
@@ -47,7 +53,7 @@ impl Snapshots {
     }
 
     /// Takes SIGUSR1 from `signals` for snapshots of `vm`.
-    pub(super) fn attach(&self, signals: &Blocked, vm: VmHandle) {
+    pub(in crate::commands) fn attach(&self, signals: &Blocked, vm: VmHandle) {
         if let Some(folder) = self.on_signal.clone() {
             let taker = Arc::new(SnapshotOnSignal { vm, folder, state: Mutex::default() });
             signals.on_usr1(taker.clone());
@@ -57,7 +63,7 @@ impl Snapshots {
 
     /// Waits, on a thread of its own, for the workload of `vm` to ask for a snapshot. The guest's agent is
     /// ready.
-    pub(super) fn wait_branch_point(&self, vm: VmHandle) {
+    pub(in crate::commands) fn wait_branch_point(&self, vm: VmHandle) {
         let Some(OnReady { folder, any_user }) = &self.on_ready else { return };
         let (folder, any_user) = (folder.clone(), *any_user);
         let thread = Builder::new().name("snapshot-ready".into());
@@ -70,7 +76,7 @@ impl Snapshots {
     /// Waits until the snapshot that is being written is complete; a signal ends the process meanwhile.
     /// Returns `code`, or the code for bad usage if it is 0 and the last snapshot could not be written, or
     /// none was asked for at a branch point.
-    pub(super) fn finish(self, code: u8) -> u8 {
+    pub(in crate::commands) fn finish(self, code: u8) -> u8 {
         let has_failed = self.taker.get().is_some_and(|taker| taker.finish());
         let is_missing =
             self.on_ready.is_some() && !self.at_branch_point.into_inner().is_some_and(is_written);
