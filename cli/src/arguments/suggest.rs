@@ -32,8 +32,7 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
         if let Some(near) = meant(&unknown, names) {
             error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![near]));
         } else if command.get_name() == "snapshot" {
-            let advice =
-                "a run writes its snapshots: coracle run --snapshot-on-signal FOLDER, or --snapshot-on-ready";
+            let advice = "a run writes them: coracle run --snapshot-on-signal FOLDER, or --snapshot-on-ready";
             error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
         }
     } else if command.get_name() == "restore" && fixed_by_snapshot(&root, &unknown) {
