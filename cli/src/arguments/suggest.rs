@@ -15,8 +15,8 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     let command = command_of(&root, arguments);
     let kind = error.kind();
     if kind == ErrorKind::MissingRequiredArgument && lacks_command(error, command) {
-        let advice = "--env, --user, --workdir, --ip and --snapshot-on-ready are for a command, which comes after `--`, as in \
-             -- id -u";
+        let advice = "--env, --user, --workdir, --ip and --snapshot-on-ready are for a command, which comes \
+                      after `--`, as in -- id -u";
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
     }
     let unknown = match kind {
