@@ -89,7 +89,7 @@ fn child_has_the_devices_of_its_parent_and_disks_that_its_owner_names() {
     // The writes of the parent's guest lie over the copy, too.
     let mut moved = branch(&parent, |fork| fork.disk("data", at(&copy, ",cow")));
     // Unless the whole disk is another one.
-    let mut whole = branch(&parent, |fork| fork.disk("data", at(&own, "")));
+    let mut whole = branch(&parent, |fork| fork.disk("data", at(&own, "")).disk_changed_ok("data"));
     write(&mut parent, b'p');
     has(&mut child, b'x');
     has(&mut moved, b'x');

@@ -118,8 +118,11 @@ fn overlay_is_a_file_of_the_snapshot_below_those_of_machines_that_go_on() {
     third.vm.snapshot_to(&path).unwrap();
     assert_eq!(sectors(&mut both[0]), ('G', 'v'));
     assert_eq!(names(&path), ["disk-data", "manifest.json", "memory", "state"]);
-    // Without its overlay, the disk is the file that is named.
-    let whole = restore(&path, |restore| restore.disk("data", at(&disk("cow-whole.img"), "")));
+    // Without its overlay, the disk is the file that is named, which has to be allowed.
+    let file = at(&disk("cow-whole.img"), "");
+    let said = refusal(&path, |restore| restore.disk("data", file.clone()));
+    assert!(said.contains("data: the guest's writes to this disk are in its overlay"), "{said}");
+    let whole = restore(&path, |restore| restore.disk("data", file).disk_changed_ok("data"));
     let mut whole = whole;
     assert_eq!(sectors(&mut whole), ('G', 'H'));
     for mut guest in both.into_iter().chain([third, whole]) {

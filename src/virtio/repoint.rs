@@ -87,6 +87,15 @@ pub enum RepointError {
         /// Whether the guest knows it as read-only.
         is_read_only: bool,
     },
+    /// The guest's writes are in an overlay, and the file would be the disk without them.
+    #[error(
+        "{id}: the guest's writes to this disk are in its overlay, and it would write over a file that lacks them; add \
+         `cow`, or, if the file has them, allow it as a disk that has changed"
+    )]
+    Overlay {
+        /// The id.
+        id: String,
+    },
     /// A property of a network card that the guest knows would be another.
     #[error("{id}: the guest knows this device with {what} {known}, which cannot change; leave {what} out")]
     Fixed {
@@ -264,6 +273,10 @@ impl Repointed {
             return Err(RepointError::Access { id: id.to_owned(), is_read_only: known.is_read_only });
         }
         let is_overlay = matches!(config.access, DiskAccess::Overlay { .. });
+        let was_overlay = matches!(recorded.access, DiskAccess::Overlay { .. });
+        if was_overlay && !is_overlay && !self.changed_ok.iter().any(|of| of == id) {
+            return Err(RepointError::Overlay { id: id.to_owned() });
+        }
         // The writes of the first machine's guest lie over the new file, too.
         let layers = if is_overlay { device.content.layers() } else { &[] };
         Ok((config, self.source(device, layers, false)))
